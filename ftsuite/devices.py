@@ -1,0 +1,111 @@
+"""Which device and number format a run uses, found out without importing torch.
+
+A sweep whose results are all stored must not pay torch's import, but device and dtype are part
+of every key.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import platform
+import sys
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from ftsuite.config import BackendConfig, Device, Dtype, ModelConfig
+from ftsuite.errors import BackendUnavailable
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compute:
+    """Where and in which number format a cell computes."""
+
+    device: str
+    """cuda, mps or cpu."""
+    dtype: str
+    """float32, bfloat16 or float16."""
+
+
+def resolve(backend: BackendConfig, model: ModelConfig) -> Compute:
+    """Choose device and dtype: the configured ones, or what this machine is best at.
+
+    bfloat16 on CUDA GPUs and on CPUs with bf16 units (three times float32's speed there, a third
+    of it elsewhere: docs/architecture.md), float32 on other CPUs and on MPS.
+
+    Raises:
+        BackendUnavailable: a device is asked for that this machine does not have.
+    """
+    device = backend.device.value
+    if backend.device is Device.auto:
+        device = "cuda" if has_cuda() else "mps" if has_mps() else "cpu"
+    elif (device == "cuda" and not has_cuda()) or (device == "mps" and not has_mps()):
+        raise BackendUnavailable(
+            f"backend.device = {device!r}: this machine has no such device that torch "
+            f"{metadata.version('torch')} can use; set backend.device=auto"
+        )
+    dtype = model.dtype.value
+    if model.dtype is Dtype.auto:
+        fast_bf16 = device == "cuda" or (device == "cpu" and cpu_has_bf16())
+        dtype = "bfloat16" if fast_bf16 else "float32"
+    return Compute(device=device, dtype=dtype)
+
+
+@functools.cache
+def has_cuda() -> bool:
+    """Whether the CUDA driver shows a device and torch is not a CPU build."""
+    if metadata.version("torch").endswith("+cpu"):
+        return False
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    count = ctypes.c_int(0)
+    return (
+        driver.cuInit(0) == 0
+        and driver.cuDeviceGetCount(ctypes.byref(count)) == 0
+        and count.value > 0
+    )
+
+
+def has_mps() -> bool:
+    """Whether this is a Mac with Apple silicon."""
+    return sys.platform == "darwin" and platform.machine() == "arm64"
+
+
+@functools.cache
+def cpu_has_bf16() -> bool:
+    """Whether the CPU multiplies bfloat16 in hardware (AVX512-BF16 or AMX, x86 only)."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if not cpuinfo.exists():
+        return False
+    flags = next((li for li in cpuinfo.read_text().splitlines() if li.startswith("flags")), "")
+    return bool({"avx512_bf16", "amx_bf16"} & set(flags.split()))
+
+
+@functools.cache
+def describe(device: str) -> str:
+    """Device kind and name for people, such as 'cpu: AMD EPYC, 2 cores'."""
+    if device == "cuda":
+        return f"cuda: {_cuda_name()}"
+    cores = f"{os.cpu_count()} cores"
+    return f"{device}: {_cpu_name()}, {cores}"
+
+
+def _cpu_name() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _cuda_name() -> str:
+    driver = ctypes.CDLL("libcuda.so.1")
+    name = ctypes.create_string_buffer(128)
+    handle = ctypes.c_int(0)
+    driver.cuInit(0)
+    driver.cuDeviceGet(ctypes.byref(handle), 0)
+    driver.cuDeviceGetName(name, len(name), handle)
+    return name.value.decode()

@@ -1,0 +1,83 @@
+"""The errors that a user can cause or mend; each prints as one line.
+
+```
+FtsuiteError
+├── ConfigError         a configuration value that cannot work
+├── DataError           a data file, row or split that cannot be used
+├── StoreError          a stored result that is corrupted or contradicts its key
+├── StageError          a stage that ran and could not finish (NaN loss, full disk, fidelity)
+├── ComparisonError     a delta between results that are not comparable
+├── BackendUnavailable  a device or service that this machine does not have
+└── CellsFailed         some cells of a sweep failed; the others went on
+```
+"""
+
+from __future__ import annotations
+
+import os
+
+SECRET_VARIABLES = (
+    "HF_TOKEN",
+    "HUGGING_FACE_HUB_TOKEN",
+    "WANDB_API_KEY",
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+)
+"""Environment variables whose values never reach a file, a log line or a report."""
+
+
+class FtsuiteError(Exception):
+    """Base of all errors that are reported as one line without a traceback."""
+
+
+class ConfigError(FtsuiteError):
+    """A configuration value that cannot work: names field, value and remedy."""
+
+    def __init__(self, field: str, value: object, remedy: str) -> None:
+        """Build the line `field = value: remedy`."""
+        super().__init__(f"{field} = {value!r}: {remedy}")
+        self.field, self.value, self.remedy = field, value, remedy
+
+    def __reduce__(self) -> tuple[type[ConfigError], tuple[str, object, str]]:
+        return type(self), (self.field, self.value, self.remedy)
+
+
+class DataError(FtsuiteError):
+    """A data file, row or split that cannot be used."""
+
+
+class StoreError(FtsuiteError):
+    """A stored result that is corrupted, or whose inputs contradict its key."""
+
+
+class StageError(FtsuiteError):
+    """A stage that ran and could not finish."""
+
+
+class ComparisonError(FtsuiteError):
+    """A delta was asked for between results that are not comparable."""
+
+
+class BackendUnavailable(FtsuiteError):
+    """A device or service that the configuration asks for and this machine lacks."""
+
+
+class CellsFailed(FtsuiteError):
+    """Some cells of a sweep failed; the others were finished and reported."""
+
+
+def redact(text: str) -> str:
+    """Replace the values of `SECRET_VARIABLES` in `text` by the variable's name."""
+    for name in SECRET_VARIABLES:
+        secret = os.environ.get(name, "")
+        # A value of a few characters would blank out ordinary words.
+        if len(secret) >= 8:
+            text = text.replace(secret, f"<{name}>")
+    return text
+
+
+def one_line(error: BaseException) -> str:
+    """Return the message of `error` on one line, without secrets."""
+    message = " ".join(str(error).split()) or type(error).__name__
+    return redact(message)

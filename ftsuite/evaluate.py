@@ -1,0 +1,235 @@
+"""The eval stage: lm-eval as a library, one score a document kept."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import random
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+from ftsuite import models, progress, tasks, templates
+from ftsuite.errors import DataError, StageError
+from ftsuite.records import Conditions, MetricScores, Scores
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ftsuite.config import EvalsConfig, RunConfig
+    from ftsuite.devices import Compute
+
+VERSION = 1
+
+
+def evaluate(
+    config: RunConfig, compute: Compute, folder: Path, root: Path, cell: str, what: str
+) -> Scores:
+    """Score the model in `folder` on the configured tasks.
+
+    Args:
+        config: the cell's configuration.
+        compute: device and dtype.
+        folder: base or merged model.
+        root: the store, where the standard suite's documents are kept.
+        cell: the cell's place in the sweep, for the display.
+        what: 'eval base' or 'eval tuned', for the display.
+
+    Raises:
+        DataError: a task's documents are missing, or its system prompt gets lost in the template.
+        StageError: lm-eval tokenises prompts differently from training.
+    """
+    from lm_eval import simple_evaluate
+
+    tokenizer = models.load_tokenizer(folder, config.model)
+    template = templates.install(tokenizer, config.template)
+    model = models.load_model(
+        folder, tokenizer, config.model, device=compute.device, dtype=compute.dtype
+    )
+    loaded = tasks.load(config.evals, root)
+    harness = _harness(model, tokenizer, config.evals.batch_size, cell, what)
+    picked = {t.task.config.task: _subset(t, config.evals) for t in loaded}
+    results = simple_evaluate(
+        model=harness,
+        tasks=[t.task for t in loaded],
+        num_fewshot=config.evals.num_fewshot,
+        samples=picked,
+        bootstrap_iters=0,
+        log_samples=True,
+        apply_chat_template=True,
+        fewshot_as_multiturn=True,
+        fewshot_random_seed=config.evals.fewshot_seed,
+    )
+    samples = {name: results["samples"][name] for name in picked}
+    bos = _check_prompts(loaded, samples, harness, tokenizer)
+    conditions = Conditions(
+        harness=metadata.version("lm_eval"),
+        engine=engine(),
+        device=compute.device,
+        dtype=compute.dtype,
+        batch_size=config.evals.batch_size,
+        template_sha256=template,
+        system_prompt=_digest(*(t.task.config.description or "" for t in loaded)),
+        bos=bos,
+        num_fewshot=", ".join(f"{t.task.config.task}: {t.task.config.num_fewshot}" for t in loaded)
+        + "; as turns",
+        seeds=f"fewshot {config.evals.fewshot_seed}, subset {config.evals.subset_seed}",
+    )
+    metrics = _grouped(loaded, samples)
+    return Scores(conditions=conditions, metrics=metrics, tokens=harness.tokens)
+
+
+def engine() -> str:
+    """Versions of the libraries that compute the scores; imports none of them."""
+    names = ("torch", "transformers", "tokenizers")
+    return ", ".join(f"{name} {metadata.version(name)}" for name in names)
+
+
+def _subset(loaded: tasks.LoadedTask, config: EvalsConfig) -> list[int]:
+    """Sorted document numbers to score: all, or a seeded subset.
+
+    lm-eval pairs the n-th document of the subset with the n-th number, so they must be sorted.
+    """
+    total = len(loaded.task.eval_docs)
+    if total == 0:
+        raise DataError(f"evals.tasks: {loaded.name} has no documents; check its data file")
+    limit = config.limits.get(loaded.name, config.limit)
+    if limit is None or limit >= total:
+        return list(range(total))
+    return sorted(random.Random(config.subset_seed).sample(range(total), limit))
+
+
+def _harness(model: Any, tokenizer: Any, batch_size: int, cell: str, what: str) -> Any:
+    from lm_eval.models.huggingface import HFLM
+
+    class Harness(HFLM):  # type: ignore[misc]
+        """lm-eval's HF backend with a progress display and a token count."""
+
+        tokens = 0
+
+        def _loglikelihood_tokens(self, requests: Any, disable_tqdm: bool = False, **rest: Any) -> Any:
+            # One-token continuations of one context share a forward pass.
+            contexts = {tuple(context + answer[:-1]) for _, context, answer in requests}
+            total = sum(len(context) for context in contexts)
+            with progress.stage(cell, f"{what}, log-likelihood", total, "tokens") as self.advance:
+                return super()._loglikelihood_tokens(requests, disable_tqdm=True, **rest)
+
+        def generate_until(self, requests: Any, disable_tqdm: bool = False) -> Any:
+            with progress.stage(
+                cell, f"{what}, generation", len(requests), "answers"
+            ) as self.advance:
+                return super().generate_until(requests, disable_tqdm=True)
+
+        def _model_call(self, inps: Any, **kwargs: Any) -> Any:
+            logits = super()._model_call(inps, **kwargs)
+            self.tokens += inps.numel()
+            self.advance(inps.numel())
+            return logits
+
+        def _model_generate(self, context: Any, **kwargs: Any) -> Any:
+            generated = super()._model_generate(context, **kwargs)
+            self.tokens += generated.numel()
+            self.advance(len(context))
+            return generated
+
+    # Log-probabilities in float32: bfloat16's 8 bits would round them to about 1 %.
+    return Harness(
+        pretrained=model, tokenizer=tokenizer, batch_size=batch_size, softmax_dtype="float32"
+    )
+
+
+def _check_prompts(
+    loaded: list[tasks.LoadedTask], samples: dict[str, Any], harness: Any, tokenizer: Any
+) -> str:
+    """Check what lm-eval fed the model, and say how BOS got in.
+
+    lm-eval drops a system message with only a warning when a template refuses it (its issue 2069).
+    """
+    rules: set[str] = set()
+    for item in loaded:
+        if item.task.OUTPUT_TYPE == "loglikelihood_rolling":
+            continue
+        name = item.task.config.task
+        prompt = samples[name][0]["arguments"][0][0]
+        description = (item.task.config.description or "").strip()
+        if description not in prompt:
+            raise DataError(
+                f"evals.tasks: {name}: the template drops the task's system prompt; choose another "
+                "template, or move the description into doc_to_text"
+            )
+        if list(harness.tok_encode(prompt)) != templates.encode(tokenizer, prompt):
+            raise StageError(
+                f"eval: lm-eval tokenises the prompts of {name} differently from training; "
+                "report this with the tokenizer's name"
+            )
+        rules.add(templates.bos_rule(tokenizer, prompt))
+    return ", ".join(sorted(rules)) or "harness prefix"
+
+
+def _grouped(loaded: list[tasks.LoadedTask], samples: dict[str, Any]) -> tuple[MetricScores, ...]:
+    groups: dict[str, list[Any]] = {}
+    for item in loaded:
+        groups.setdefault(item.name, []).append(item.task)
+    return tuple(
+        metric
+        for name, members in groups.items()
+        for metric in _metrics(name, members, [samples[task.config.task] for task in members])
+    )
+
+
+def _metrics(name: str, members: list[Any], logs: list[list[Any]]) -> list[MetricScores]:
+    """The metrics of one task, or of a group whose documents are taken together."""
+    rows = [row for log in logs for row in sorted(log, key=lambda row: row["doc_id"])]
+    filters = list(dict.fromkeys(row["filter"] for row in rows))
+    better = members[0].higher_is_better()
+    found: list[MetricScores] = []
+    for filter_name in filters:
+        mine = [row for row in rows if row["filter"] == filter_name]
+        for metric in mine[0]["metrics"]:
+            values, weights = _values(metric, [row[metric] for row in mine])
+            if values is None:
+                continue
+            suffix = "" if len(filters) == 1 else f"@{filter_name}"
+            found.append(
+                MetricScores(
+                    task=name,
+                    metric=metric + suffix,
+                    higher_is_better=bool(better[metric]),
+                    values=tuple(values),
+                    weights=tuple(weights) if weights else None,
+                    doc_ids=_doc_ids(mine, grouped=len(members) > 1),
+                    docs_sha256=tasks.documents_digest([row["doc_hash"] for row in mine]),
+                    task_version=str(members[0].VERSION),
+                    chance=_chance(members[0], mine),
+                    available=sum(len(task.eval_docs) for task in members),
+                )
+            )
+    return found
+
+
+def _doc_ids(rows: list[Any], *, grouped: bool) -> tuple[int, ...]:
+    # The members of a group number their documents from 0 each.
+    return tuple(range(len(rows))) if grouped else tuple(row["doc_id"] for row in rows)
+
+
+def _values(metric: str, raw: list[Any]) -> tuple[list[float] | None, list[float] | None]:
+    """Values a document, with weights where the mean is weighted.
+
+    Bits per byte comes as (log-likelihood in nats, bytes): the corpus value is the mean of the
+    documents' values weighted by their bytes.
+    """
+    if metric == "bits_per_byte":
+        return [-ll / math.log(2) / size for ll, size in raw], [float(size) for _, size in raw]
+    if all(isinstance(value, (bool, int, float)) or hasattr(value, "item") for value in raw):
+        return [round(float(value), 6) for value in raw], None
+    # Perplexities repeat bits per byte; list-valued metrics have no value a document.
+    return None, None
+
+
+def _chance(task: Any, rows: list[Any]) -> float | None:
+    if task.OUTPUT_TYPE != "multiple_choice":
+        return None
+    return sum(1 / len(row["arguments"]) for row in rows) / len(rows)
+
+
+def _digest(*texts: str) -> str:
+    return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:16]

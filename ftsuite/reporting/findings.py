@@ -1,0 +1,317 @@
+"""What the numbers say, in sentences: the recommendation and each metric's story.
+
+Nothing is claimed that no test supports: what is within noise is called so, and what the items
+could not have shown is said next to it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ftsuite.reporting import formats as fmt
+from ftsuite.compare import find_comparison, find_metric
+from ftsuite.ranking import cost
+from ftsuite.statistics import Verdict, mean_interval, paired_difference
+from ftsuite.reporting.tables import difference_of, interval_of, train_seconds
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ftsuite.records import Comparison, MetricScores, RunRecord
+    from ftsuite.reporting.study import Study
+
+FORMAT_FAILURE = 0.05
+"""A generated answer that matches less often than this is a failure of format, if the same
+model tells the right answer from the wrong ones."""
+
+
+def recommendation(study: Study) -> str:
+    """Which cell to take and why, in a lead sentence and a few short points."""
+    cell = study.pick
+    if study.ranking is None:
+        lead = f"**No recommendation: {study.problem}.**"
+        if not study.cells:
+            return f"{lead} What went wrong is listed under *Cells that did not finish*."
+        if study.rank_by:
+            return lead
+        return (
+            f"{lead} The cells stand in the order of the study. To choose by the test table would "
+            "be selection on the test set; a validation metric decides, the test split reports."
+        )
+    if cell is None:
+        return f"**Keep the base model.** {fmt.escape(study.ranking.reason)}"
+    points = [_why(study, cell), _cost(study, cell), _watched(study, cell), _not_shown(study, cell)]
+    return "\n".join([_lead(study, cell), "", *(f"- {point}" for point in points if point)])
+
+
+def _lead(study: Study, cell: RunRecord) -> str:
+    label, found = fmt.code(cell.label), find_comparison(cell, study.headline)
+    outcome = study.headline_verdict(cell)
+    if found is None or outcome is None:
+        return (
+            f"**Of the cells, take {label}.** No headline metric was compared with the base, so "
+            "this says nothing about base against tuned."
+        )
+    p_value = study.adjusted_p(cell, found.name)
+    numbers = (
+        f"{fmt.metric_words(found.metric)} on the headline {fmt.code(found.name)} "
+        f"({fmt.plural(found.n, 'document')}) goes from {fmt.score(found.base)} (base) to "
+        f"{fmt.score(found.tuned)}, a difference of {difference_of(found)}"
+        f"{'' if p_value is None else f', {fmt.p_words(p_value)}'}"
+    )
+    if outcome is Verdict.BETTER:
+        return f"**Take {label}.** Its {numbers}."
+    detectable = found.minimum_detectable
+    power = f"; {fmt.score(detectable)} is what they detect" if detectable is not None else ""
+    return (
+        "**No reliable difference from the base was found; unless there is another reason to tune, "
+        f"keep the base.** Of the cells {label} would be the one to take: its {numbers}, which is "
+        f"within noise of these documents{power}."
+    )
+
+
+def _why(study: Study, cell: RunRecord) -> str:
+    order = study.ranking
+    assert order is not None  # there is no pick without a ranking
+    mine = find_metric(cell.tuned, study.rank_by)
+    text = (
+        f"**Why this one.** It scores {interval_of(mine)} on validation ({fmt.code(study.rank_by)}"
+    )
+    text += f", {fmt.plural(len(mine.values), 'document')})" if mine else ")"
+    if len(study.cells) == 1:
+        return f"{text}; it is the only cell that finished, so nothing was chosen."
+    best = next(other for other in study.cells if other.run_id == order.best)
+    if best is not cell:
+        theirs = interval_of(find_metric(best.tuned, study.rank_by))
+        text += f"; the best is {fmt.code(best.label)} with {theirs}"
+    text += f". {order.reason}"
+    others = [c for c in study.cells if c.run_id in order.within_noise and c is not cell]
+    if others:
+        names = fmt.enumerate_words([fmt.code(c.label) for c in others])
+        text += f" Also within noise of the best: {names}."
+    passed_over = [
+        f"{fmt.code(c.label)} {fmt.escape(order.excluded[c.run_id])}"
+        for c in study.cells
+        if c.run_id in order.excluded
+    ]
+    return text + (f" Passed over: {fmt.enumerate_words(passed_over)}." if passed_over else "")
+
+
+def _cost(study: Study, cell: RunRecord) -> str:
+    if cell.train is None:
+        return ""
+    parameters, own = cost(cell)
+    share = f"{100 * parameters / cell.train.total_parameters:.2g} %"
+    return (
+        f"**Cost.** {fmt.count(parameters)} trained parameters ({share} of the model), "
+        f"{fmt.seconds(train_seconds(cell))} of training, {fmt.seconds(own)} with merge and "
+        "evaluation."
+    )
+
+
+def _watched(study: Study, cell: RunRecord) -> str:
+    said = []
+    for name in study.watch:
+        found = find_comparison(cell, name)
+        if found is None or found.refused:
+            said.append(f"{fmt.code(name)} has no delta")
+            continue
+        word = study.verdict(cell, found)
+        said.append(
+            f"{fmt.code(name)} {fmt.score(found.base)} → {fmt.score(found.tuned)} "
+            f"({difference_of(found)}, {f'**{word}**' if word is Verdict.WORSE else word})"
+        )
+    return f"**Watched.** {'; '.join(said)}." if said else ""
+
+
+def _not_shown(study: Study, cell: RunRecord) -> str:
+    said, order = [], study.ranking
+    best = next((c for c in study.cells if order and c.run_id == order.best), None)
+    if best is not None and best is not cell:
+        seen = _between(best, cell, study.rank_by)
+        limit = f" (they detect a difference of {fmt.score(seen)})" if seen is not None else ""
+        said.append(
+            f"that it is as good as {fmt.code(best.label)}, only that these validation "
+            f"documents do not tell the two apart{limit}"
+        )
+    for name in study.watch:
+        found = find_comparison(cell, name)
+        if found and study.verdict(cell, found) is Verdict.NOISE and found.minimum_detectable:
+            said.append(
+                f"that {fmt.code(name)} is unchanged: {fmt.plural(found.n, 'document')} detect "
+                f"a difference of {fmt.score(found.minimum_detectable)}"
+            )
+    if not any("seed" in entry for c in study.records for entry in c.overrides):
+        said.append("how much another training seed would change, as each cell was trained once")
+    return f"**Not shown.** {_sentence(said)}" if said else ""
+
+
+def _sentence(parts: Sequence[str]) -> str:
+    text = "; ".join(parts)
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def _between(best: RunRecord, other: RunRecord, name: str) -> float | None:
+    one, two = find_metric(best.tuned, name), find_metric(other.tuned, name)
+    if one is None or two is None or len(one.values) < 2:
+        return None
+    return paired_difference(one.values, two.values, one.weights).minimum_detectable
+
+
+def metric_notes(study: Study, name: str) -> str:
+    """What to know before reading a metric's table: direction, chance, documents, power."""
+    pairs = [(cell, found) for cell in study.cells if (found := find_comparison(cell, name))]
+    found = pairs[0][1]
+    scores = [metric for cell, _ in pairs if (metric := find_metric(cell.tuned, name))]
+    kind = fmt.metric_words(found.metric)
+    direction = "higher" if found.higher_is_better else "lower"
+    said = [f"{kind[0].upper()}{kind[1:]}; {direction} is better."]
+    if scores:
+        first = scores[0]
+        if first.chance is not None:
+            said.append(f"A random choice scores {fmt.score(first.chance)}.")
+        of = f" of {first.available:,}" if first.available > len(first.values) else ""
+        said.append(f"{len(first.values):,}{of} documents.")
+    detectable = [c.minimum_detectable for _, c in pairs if c.minimum_detectable is not None]
+    if detectable:
+        low, high = fmt.score(min(detectable)), fmt.score(max(detectable))
+        spread = low if low == high else f"{low} to {high}"
+        said.append(f"They detect a difference of {spread} (80 % power at 5 %).")
+    return " ".join(said)
+
+
+def metric_story(study: Study, name: str) -> str:
+    """What a metric's table says, in a few sentences; empty if the table says it all."""
+    pairs = [(cell, found) for cell in study.cells if (found := find_comparison(cell, name))]
+    words: dict[Verdict, list[str]] = {word: [] for word in Verdict}
+    for cell, found in pairs:
+        word = study.verdict(cell, found)
+        if word is not None:
+            words[word].append(fmt.code(cell.label))
+    said = [_format_failure(study, name), _chance(pairs, name)]
+    decided = sum(len(labels) for labels in words.values())
+    if decided and len(words[Verdict.NOISE]) == decided:
+        who = "the cell's score" if decided == 1 else f"none of the {decided:,} cells' scores"
+        does = "does not differ" if decided == 1 else "differs"
+        said.append(
+            f"**Within noise:** {who} {does} from base by more than these documents can tell."
+        )
+    else:
+        for word in (Verdict.WORSE, Verdict.NOISE):
+            if words[word]:
+                said.append(f"{str(word).capitalize()}: {fmt.enumerate_words(words[word])}.")
+    return " ".join(part for part in said if part)
+
+
+def _format_failure(study: Study, name: str) -> str:
+    """Base fails the answer's format, yet tells the right answer from the wrong ones."""
+    cell = study.shown
+    found = find_comparison(cell, name) if cell else None
+    mine = find_metric(cell.base, name) if cell else None
+    if cell is None or found is None or found.base is None or mine is None:
+        return ""
+    if mine.chance is not None or not found.higher_is_better or found.base > FORMAT_FAILURE:
+        return ""
+    choice = _choice_metric(study, cell, name)
+    if choice is None:
+        return (
+            f"Base scores {fmt.score(found.base)}: whether it cannot do the task or only fails the "
+            "answer's format is not measured here; a label choice by log-likelihood would tell."
+        )
+    mean, low, _ = mean_interval(choice.values, choice.weights)
+    chance = fmt.score(choice.chance)
+    if choice.chance is not None and low > choice.chance:
+        return (
+            f"**Base fails the format, not only the task:** it scores {fmt.score(found.base)} "
+            f"here, yet {fmt.score(mean)} on {fmt.code(choice.name)}, where it only has to prefer the "
+            f"right label (chance {chance}). Most of this delta is the learnt format; the fair "
+            f"baseline is {fmt.score(mean)}."
+        )
+    return (
+        f"Base scores {fmt.score(found.base)} here and {fmt.score(mean)} on "
+        f"{fmt.code(choice.name)}, which is not above chance ({chance}): it can do neither the "
+        "format nor the task."
+    )
+
+
+def _choice_metric(study: Study, cell: RunRecord, name: str) -> MetricScores | None:
+    """The metric with a chance level that shares the task's family (`intent_…`), else headline."""
+    metrics = [m for m in (cell.base.metrics if cell.base else ()) if m.chance is not None]
+    metrics = [m for m in metrics if m.name != study.rank_by and len(m.values) > 1]
+    family = name.split("/")[0].split("_")[0]
+    related = [m for m in metrics if m.task.split("_")[0] == family]
+    return next(iter(related), None)
+
+
+def _chance(pairs: Sequence[tuple[RunRecord, Comparison]], name: str) -> str:
+    """Say so when a model is not above a random choice."""
+    base = find_metric(pairs[0][0].base, name)
+    if base is None or base.chance is None or len(base.values) < 2:
+        return ""
+    said = []
+    if _not_above(base):
+        said.append("Base is not above chance.")
+    tuned = [(cell, find_metric(cell.tuned, name)) for cell, _ in pairs]
+    low = [fmt.code(cell.label) for cell, metric in tuned if metric and _not_above(metric)]
+    if low:
+        said.append(f"Not above chance after tuning: {fmt.enumerate_words(low)}.")
+    return " ".join(said)
+
+
+def _not_above(metric: MetricScores) -> bool:
+    if metric.chance is None or len(metric.values) < 2:
+        return False
+    return mean_interval(metric.values, metric.weights)[1] <= metric.chance
+
+
+def losses(study: Study) -> str:
+    """One sentence over all cells: what got worse, or what could not have been seen."""
+    lost = {
+        cell.label: names
+        for cell in study.cells
+        if (names := [c.name for c in cell.comparisons if study.verdict(cell, c) == "worse"])
+    }
+    failing = [fmt.code(c.label) for c in study.cells if not all(g.passed for g in c.gates)]
+    said = []
+    if lost:
+        said.append(
+            f"Significantly worse than base on at least one metric: "
+            f"{fmt.enumerate_words([fmt.code(label) for label in lost])}."
+        )
+    else:
+        said.append(
+            "No metric got significantly worse, which is no proof that nothing was lost: see what "
+            "each table can detect."
+        )
+    if failing:
+        said.append(f"A gate fails for {fmt.enumerate_words(failing)}.")
+    elif any(cell.gates for cell in study.cells):
+        said.append("Every gate passes.")
+    else:
+        said.append("No gates were configured (`gates.max_worse`).")
+    return " ".join(said)
+
+
+def quality_for_cost(study: Study) -> str:
+    """What more parameters and time buy, from the recommended cell to the best."""
+    cell, order = study.pick, study.ranking
+    if cell is None or order is None or len(study.cells) < 2:
+        return ""
+    best = next(other for other in study.cells if other.run_id == order.best)
+    if best is cell:
+        cheaper = [c for c in study.cells if cost(c) < cost(cell)]
+        if not cheaper:
+            return f"{fmt.code(cell.label)} is the best and the cheapest."
+        names = fmt.enumerate_words([fmt.code(c.label) for c in cheaper])
+        qualifier = "significantly worse on validation or passed over"
+        return f"The cheaper {names} {'is' if len(cheaper) == 1 else 'are'} {qualifier}."
+    one, two = find_metric(cell.tuned, study.rank_by), find_metric(best.tuned, study.rank_by)
+    assert one is not None and two is not None  # both were ranked by it
+    apart = paired_difference(one.values, two.values, one.weights) if len(one.values) > 1 else None
+    gain = f"{fmt.change(apart.difference)} {fmt.interval(apart.low, apart.high)}" if apart else "–"
+    times = cost(best)[0] / cost(cell)[0] if cost(cell)[0] else 0.0
+    extra = fmt.seconds(max(0.0, cost(best)[1] - cost(cell)[1]))
+    return (
+        f"From {fmt.code(cell.label)} to the best, {fmt.code(best.label)}, validation changes by "
+        f"{gain} for {times:.1f} times the trained parameters and {extra} more."
+    )

@@ -1,0 +1,125 @@
+"""A study as the report sees it: the manifest's cells, their records and their ranking."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ftsuite import records as rec
+from ftsuite.compare import find_comparison, verdict
+from ftsuite.errors import ComparisonError
+from ftsuite.ranking import Ranking, adjusted_p_values, is_scored, ranking
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from ftsuite.records import CellEntry, Comparison, RunRecord, StudyManifest
+    from ftsuite.statistics import Verdict
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Study:
+    """Everything that the sections and plots read; built once by `build`."""
+
+    manifest: StudyManifest
+    records: tuple[RunRecord, ...]
+    """Records of the manifest's cells, in its order; cells that never ran have none."""
+    cells: tuple[RunRecord, ...]
+    """Complete cells, best first where there is a ranking."""
+    unfinished: tuple[RunRecord, ...]
+    missing: tuple[CellEntry, ...]
+    """Cells of the manifest without a record."""
+    rank_by: str
+    headline: str
+    watch: tuple[str, ...]
+    alpha: float
+    ranking: Ranking | None
+    problem: str
+    """Why there is no ranking; empty if there is one."""
+    adjusted: dict[tuple[str, str], float]
+    """(run_id, metric) → Holm p-value over all test-side comparisons."""
+
+    @property
+    def pick(self) -> RunRecord | None:
+        """The recommended cell."""
+        wanted = self.ranking.recommended if self.ranking else None
+        return next((cell for cell in self.cells if cell.run_id == wanted), None)
+
+    @property
+    def shown(self) -> RunRecord | None:
+        """The cell that examples are taken from: the recommended, else the first."""
+        return self.pick or (self.cells[0] if self.cells else None)
+
+    @property
+    def test_metrics(self) -> tuple[str, ...]:
+        """Names of all compared metrics but the ranking one: headline, others, watched."""
+        names = {c.name: None for cell in self.cells for c in cell.comparisons}
+        last = [name for name in names if name in self.watch and name != self.headline]
+        middle = [name for name in names if name not in (self.rank_by, self.headline, *last)]
+        first = [self.headline] if self.headline in names and self.headline != self.rank_by else []
+        return (*first, *middle, *last)
+
+    def adjusted_p(self, cell: RunRecord, name: str) -> float | None:
+        """Return the Holm p-value of a cell's metric, None if refused or not in the family."""
+        return self.adjusted.get((cell.run_id, name))
+
+    def verdict(self, cell: RunRecord, comparison: Comparison) -> Verdict | None:
+        """Return the verdict on one comparison; None if it was refused."""
+        p_value = self.adjusted_p(cell, comparison.name)
+        return None if p_value is None else verdict(comparison, p_value, self.alpha)
+
+    def headline_verdict(self, cell: RunRecord) -> Verdict | None:
+        """Return the verdict on a cell's headline metric; None without one."""
+        found = find_comparison(cell, self.headline)
+        return self.verdict(cell, found) if found else None
+
+
+def load_study(folder: Path) -> tuple[StudyManifest, list[RunRecord]]:
+    """Read `study.json` and the record of each of its cells that has one.
+
+    Raises:
+        StoreError: A file is corrupted or of another schema.
+    """
+    manifest = rec.read(rec.StudyManifest, folder / "study.json")
+    paths = [folder / f"{cell.run_id}.json" for cell in manifest.cells]
+    return manifest, [rec.read(rec.RunRecord, path) for path in paths if path.exists()]
+
+
+def build(manifest: StudyManifest, records: Sequence[RunRecord]) -> Study:
+    """Sort the records into cells, rank them and adjust their p-values."""
+    by_id = {record.run_id: record for record in records}
+    ordered = [by_id[entry.run_id] for entry in manifest.cells if entry.run_id in by_id]
+    scored = [record for record in ordered if is_scored(record)]
+    settings = (scored or ordered)[0].config if ordered else {}
+    evals, gates = settings.get("evals", {}), settings.get("gates", {})
+    rank_by, alpha = evals.get("rank_by", ""), gates.get("alpha", 0.05)
+    found, problem = _rank(scored, rank_by, alpha)
+    if found:
+        place = {run_id: index for index, run_id in enumerate(found.order)}
+        scored.sort(key=lambda record: place[record.run_id])
+    return Study(
+        manifest=manifest,
+        records=tuple(ordered),
+        cells=tuple(scored),
+        unfinished=tuple(record for record in ordered if not is_scored(record)),
+        missing=tuple(entry for entry in manifest.cells if entry.run_id not in by_id),
+        rank_by=rank_by,
+        headline=evals.get("headline", ""),
+        watch=tuple(evals.get("watch", ())),
+        alpha=alpha,
+        ranking=found,
+        problem=problem,
+        adjusted=adjusted_p_values(scored, rank_by),
+    )
+
+
+def _rank(scored: Sequence[RunRecord], rank_by: str, alpha: float) -> tuple[Ranking | None, str]:
+    if not scored:
+        return None, "no cell finished"
+    if not rank_by:
+        return None, "no validation metric was configured (`evals.rank_by` is empty)"
+    try:
+        return ranking(scored, rank_by, alpha), ""
+    except ComparisonError as error:
+        return None, str(error)

@@ -1,0 +1,251 @@
+"""The report's tables: each takes a study and returns Markdown."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ftsuite.reporting import formats as fmt
+from ftsuite.compare import find_comparison, find_metric
+from ftsuite.ranking import cost
+from ftsuite.statistics import mean_interval
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ftsuite.records import Comparison, MetricScores, RunRecord, StageRecord
+    from ftsuite.reporting.study import Study
+
+MOST_RANKED = 50
+"""Rows of the ranked table; GitHub does not render files over 512 kB."""
+MOST_CELLS = 20
+"""Rows of the other tables."""
+
+
+def ranked(study: Study) -> str:
+    """The table to pick from: one row a cell, best first."""
+    order, rows = study.ranking, []
+    for place, cell in enumerate(study.cells[:MOST_RANKED], start=1):
+        name = fmt.code(cell.label)
+        if order and cell.run_id == order.recommended:
+            name = f"**{name}** ← pick"
+        near = " ≈" if order and cell.run_id in order.within_noise else ""
+        found = find_comparison(cell, study.headline)
+        parameters, _ = cost(cell)
+        rows.append(
+            [
+                f"{place}{near}" if order else NO_RANK,
+                name,
+                interval_of(find_metric(cell.tuned, study.rank_by)),
+                *(_headline(study, cell, found)),
+                fmt.count(parameters),
+                fmt.seconds(train_seconds(cell)),
+                gates_words(cell),
+            ]
+        )
+    headers = [">rank", "cell", ">validation [95 %]", ">base", ">tuned", ">difference [95 %]"]
+    headers += [">Holm p", "verdict", ">trained", ">training", "gates"]
+    return fmt.table(headers, rows) + beyond(len(study.cells), MOST_RANKED)
+
+
+NO_RANK = fmt.NONE
+
+
+def interval_of(metric: MetricScores | None) -> str:
+    """`0.875 [0.79, 0.93]`: the mean of one model and its 95 % interval."""
+    if metric is None:
+        return fmt.NONE
+    if len(metric.values) < 2:
+        return fmt.score(metric.values[0]) if metric.values else fmt.NONE
+    mean, low, high = mean_interval(metric.values, metric.weights)
+    return f"{fmt.score(mean)} {fmt.interval(low, high)}"
+
+
+def difference_of(comparison: Comparison) -> str:
+    """`+0.584 [0.47, 0.70]`."""
+    return f"{fmt.change(comparison.difference)} {fmt.interval(comparison.low, comparison.high)}"
+
+
+def train_seconds(cell: RunRecord) -> float:
+    """Seconds of the train stage."""
+    return sum(stage.seconds for stage in cell.stages if stage.stage == "train")
+
+
+def gates_words(cell: RunRecord) -> str:
+    """`pass`, or which gates fail."""
+    failed = [fmt.code(gate.metric) for gate in cell.gates if not gate.passed]
+    if failed:
+        return f"**fails** {', '.join(failed)}"
+    return "pass" if cell.gates else fmt.NONE
+
+
+def beyond(total: int, shown: int) -> str:
+    """Say how many rows a table leaves out."""
+    if total <= shown:
+        return ""
+    return f"\n\n{total - shown:,} further cells are in the study's records."
+
+
+def _headline(study: Study, cell: RunRecord, found: Comparison | None) -> list[str]:
+    if found is None:
+        return [fmt.NONE] * 5
+    if found.refused:
+        return [fmt.NONE, fmt.NONE, "refused", fmt.NONE, fmt.NONE]
+    return [
+        fmt.score(found.base),
+        fmt.score(found.tuned),
+        difference_of(found),
+        fmt.p_value(study.adjusted_p(cell, found.name)),
+        verdict_words(study, cell, found),
+    ]
+
+
+def verdict_words(study: Study, cell: RunRecord, comparison: Comparison) -> str:
+    """`better`, `worse` or `within noise`; what needs attention is bold."""
+    word = study.verdict(cell, comparison)
+    if word is None:
+        return fmt.NONE
+    return f"**{word}**" if word == "worse" else str(word)
+
+
+def metric(study: Study, name: str) -> str:
+    """One metric: a row a cell, base against tuned."""
+    rows = []
+    for cell in study.cells[:MOST_CELLS]:
+        found = find_comparison(cell, name)
+        if found is None:
+            rows.append([fmt.code(cell.label), *[fmt.NONE] * 6, "not scored"])
+        elif found.refused:
+            reason = f"refused: {fmt.escape(found.refused)}"
+            rows.append([fmt.code(cell.label), *[fmt.NONE] * 6, reason])
+        else:
+            rows.append(
+                [
+                    fmt.code(cell.label),
+                    fmt.score(found.base),
+                    fmt.score(found.tuned),
+                    difference_of(found),
+                    fmt.p_value(found.p_value),
+                    fmt.p_value(study.adjusted_p(cell, name)),
+                    _detectable(found),
+                    verdict_words(study, cell, found),
+                ]
+            )
+    headers = ["cell", ">base", ">tuned", ">difference [95 %]", ">p", ">Holm p"]
+    table = fmt.table([*headers, ">detectable", "verdict"], rows)
+    return table + beyond(len(study.cells), MOST_CELLS)
+
+
+def _detectable(comparison: Comparison) -> str:
+    found = comparison.minimum_detectable
+    return fmt.NONE if found is None else fmt.change(found).removeprefix("+")
+
+
+def regressions(study: Study) -> str:
+    """Every significant loss and every gate, a row each; empty if there are none."""
+    rows = []
+    for cell in study.cells[:MOST_CELLS]:
+        gates = {gate.metric: gate for gate in cell.gates}
+        lost = {
+            found.name: found for found in cell.comparisons if study.verdict(cell, found) == "worse"
+        }
+        for name in sorted({**gates, **lost}):
+            found, gate = find_comparison(cell, name), gates.get(name)
+            known = found is not None and not found.refused
+            status = fmt.NONE
+            if gate:
+                limit = fmt.change(gate.limit).removeprefix("+")
+                status = f"{'pass' if gate.passed else '**fails**'}, {limit} worse allowed"
+                status += "" if known else f" ({fmt.escape(gate.reason, limit=200)})"
+            rows.append(
+                [
+                    fmt.code(cell.label),
+                    fmt.code(name),
+                    difference_of(found) if found and known else fmt.NONE,
+                    fmt.p_value(study.adjusted_p(cell, name)),
+                    verdict_words(study, cell, found) if found else fmt.NONE,
+                    status,
+                ]
+            )
+    headers = ["cell", "metric", ">difference [95 %]", ">Holm p", "verdict", "gate"]
+    return fmt.table(headers, rows) + beyond(len(study.cells), MOST_CELLS) if rows else ""
+
+
+def unfinished(study: Study) -> str:
+    """Cells without scores: failed, interrupted, or never run."""
+    rows = []
+    for cell in study.unfinished:
+        stage, message = fmt.NONE, "finished without scores (`evals.tasks` is empty?)"
+        if cell.failure:
+            stage = cell.failure.stage
+            message = fmt.escape(" ".join(cell.failure.message.split()), limit=300)
+            message = f"{fmt.escape(cell.failure.kind)}: {message}"
+        elif cell.status != "complete":
+            message = "no result yet; the same command goes on where it stopped"
+        rows.append([fmt.code(cell.label), cell.status, stage, message])
+    rows += [[fmt.code(entry.label), "not run", fmt.NONE, ""] for entry in study.missing]
+    table = fmt.table(["cell", "status", "stage", "message"], rows[:MOST_RANKED])
+    return table + beyond(len(rows), MOST_RANKED)
+
+
+def stages(study: Study) -> str:
+    """Time and memory a stage; a result that several cells share is counted once."""
+    seen: dict[str, dict[str, StageRecord]] = {}
+    uses: dict[str, int] = {}
+    for record in study.records:
+        for stage in record.stages:
+            seen.setdefault(stage.stage, {}).setdefault(stage.key, stage)
+            uses[stage.stage] = uses.get(stage.stage, 0) + 1
+    rows = []
+    for name, by_key in seen.items():
+        made = list(by_key.values())
+        rows.append(
+            [
+                name,
+                f"{len(made):,}",
+                f"{uses[name]:,}",
+                fmt.seconds(sum(stage.seconds for stage in made)),
+                fmt.seconds(max(stage.seconds for stage in made)),
+                fmt.size(max(stage.peak_memory_bytes for stage in made)),
+                fmt.size(max(stage.peak_device_bytes for stage in made)),
+            ]
+        )
+    total = sum(stage.seconds for by_key in seen.values() for stage in by_key.values())
+    rows.append(["**all**", "", "", f"**{fmt.seconds(total)}**", "", "", ""])
+    headers = [
+        "stage",
+        ">computed",
+        ">used by",
+        ">time",
+        ">longest",
+        ">peak memory",
+        ">peak device",
+    ]
+    return fmt.table(headers, rows)
+
+
+def costs(study: Study, cells: Sequence[RunRecord]) -> str:
+    """What each cell costs of its own, and the quality it buys."""
+    rows = []
+    for cell in cells[:MOST_CELLS]:
+        parameters, own = cost(cell)
+        share = (
+            f"{100 * parameters / cell.train.total_parameters:.2g} %" if cell.train else fmt.NONE
+        )
+        tokens = cell.train.tokens if cell.train else 0
+        spent = train_seconds(cell)
+        rows.append(
+            [
+                fmt.code(cell.label),
+                interval_of(find_metric(cell.tuned, study.rank_by or study.headline)),
+                fmt.count(parameters),
+                share,
+                fmt.seconds(spent),
+                f"{tokens / spent:,.0f}" if spent else fmt.NONE,
+                fmt.seconds(own),
+                fmt.score(cell.train.final_loss) if cell.train else fmt.NONE,
+                fmt.score(cell.train.eval_loss) if cell.train else fmt.NONE,
+            ]
+        )
+    headers = ["cell", ">validation [95 %]" if study.rank_by else ">headline [95 %]"]
+    headers += [">trained parameters", ">of all", ">training", ">tokens/s", ">train + merge + eval"]
+    return fmt.table([*headers, ">final loss", ">eval loss"], rows) + beyond(len(cells), MOST_CELLS)

@@ -1,0 +1,188 @@
+"""THE recipe: one cell of a study, from base model to comparison, read top to bottom."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import logging
+import os
+import sys
+import traceback
+import warnings
+from pathlib import Path
+from typing import Any
+
+from ftsuite import devices, models, progress, records
+from ftsuite.compare import apply_gates, compare_scores
+from ftsuite.config import to_plain
+from ftsuite.errors import FtsuiteError, one_line, redact
+from ftsuite.provenance import now, provenance
+from ftsuite.records import Failure, RunRecord, StageRecord
+from ftsuite.stages import chain
+from ftsuite.store import Entry, StageSpec, run_stage
+from ftsuite.study import Cell, claimed, record_path
+
+
+def run(cell: Cell) -> RunRecord:
+    """Run one cell and leave its record; a failure becomes a record too.
+
+    Only what the user or the kernel interrupts is left with the status 'running', which readers
+    see as 'interrupted'.
+    """
+    root = Path(cell.config.store.root)
+    path = record_path(root, cell.study, cell.entry.run_id)
+    with claimed(path):
+        previous = records.read(RunRecord, path) if path.exists() else None
+        compute = devices.resolve(cell.config.backend, cell.config.model)
+        record = RunRecord(
+            run_id=cell.entry.run_id,
+            study=cell.study,
+            label=cell.entry.label,
+            overrides=cell.entry.overrides,
+            status="running",
+            config=_public(to_plain(cell.config)),
+            provenance=provenance(compute, started_at=now(), command=cell.command),
+        )
+        records.write(path, record)
+        trail: list[StageRecord] = []
+        try:
+            record = _recipe(cell, root, compute, record, trail)
+        except Exception as error:
+            record = _failed(record, error, trail, path)
+            progress.note(cell.place, f"failed: {record.failure.message if record.failure else ''}")
+        if record.status == "complete" and previous and all(s.reused for s in record.stages):
+            # Nothing was computed, so the record still tells of the run that did.
+            record = dataclasses.replace(record, provenance=previous.provenance)
+        records.write(path, record)
+    return record
+
+
+def _recipe(
+    cell: Cell, root: Path, compute: devices.Compute, record: RunRecord, trail: list[StageRecord]
+) -> RunRecord:
+    config = cell.config
+
+    def do(name: str, spec: StageSpec[Any]) -> Entry[Any]:
+        return _do(name, spec, root, cell.place, trail)
+
+    _quiet_libraries(config.backend.threads)
+    base = models.resolve(
+        config.model, root, on_event=lambda text: progress.note(cell.place, text)
+    )
+    stages = chain(config, compute, base, root, cell.place)
+
+    data = do("data", stages.data)
+    base_scores = do("eval-base", stages.base_scores) if stages.base_scores else None
+    base_probes = do("probe-base", stages.base_probes) if stages.base_probes else None
+    adapter = do("train", stages.train)
+    merged = do("merge", stages.merge)
+    tuned_scores = do("eval-tuned", stages.tuned_scores) if stages.tuned_scores else None
+    tuned_probes = do("probe-tuned", stages.tuned_probes) if stages.tuned_probes else None
+
+    comparisons = (
+        compare_scores(base_scores.record, tuned_scores.record)
+        if base_scores and tuned_scores
+        else ()
+    )
+    return dataclasses.replace(
+        record,
+        status="complete",
+        provenance=dataclasses.replace(record.provenance, finished_at=now()),
+        stages=tuple(trail),
+        artifacts={
+            "adapter": str(adapter.folder.relative_to(root) / "adapter"),
+            "merged": str(merged.folder.relative_to(root)),
+        },
+        model=base.identity,
+        data=data.record,
+        train=adapter.record,
+        merge=merged.record,
+        base=base_scores.record if base_scores else None,
+        tuned=tuned_scores.record if tuned_scores else None,
+        base_probes=base_probes.record if base_probes else None,
+        tuned_probes=tuned_probes.record if tuned_probes else None,
+        comparisons=comparisons,
+        gates=apply_gates(comparisons, config.gates),
+    )
+
+
+def _do(
+    name: str, spec: StageSpec[Any], root: Path, place: str, trail: list[StageRecord]
+) -> Entry[Any]:
+    """Run one stage, or find it done, and add it to the trail."""
+
+    def waiting(stage: str) -> None:
+        progress.note(place, f"{stage}: another process is computing it; waiting")
+
+    try:
+        entry = run_stage(root, spec, on_wait=waiting)
+    except Exception as error:
+        error.add_note(name)
+        raise
+    if entry.reused:
+        progress.note(place, f"{name}: in the store")
+    else:
+        _release_memory()
+    trail.append(
+        StageRecord(
+            stage=name,
+            key=entry.key,
+            seconds=entry.seconds,
+            reused=entry.reused,
+            peak_memory_bytes=entry.peak_memory_bytes,
+            peak_device_bytes=entry.peak_device_bytes,
+        )
+    )
+    return entry
+
+
+def _failed(
+    record: RunRecord, error: Exception, trail: list[StageRecord], path: Path
+) -> RunRecord:
+    """The record of a cell that did not finish; a bug's traceback goes beside it."""
+    stage = next(iter(getattr(error, "__notes__", [])), "preparation")
+    message = one_line(error)
+    if not isinstance(error, FtsuiteError):
+        details = path.with_suffix(".traceback.txt")
+        records.write_text(details, redact(traceback.format_exc()))
+        message = f"{type(error).__name__}: {message} (traceback in {details})"
+    if os.environ.get("FTSUITE_TRACEBACK") == "1":
+        traceback.print_exc()
+    failure = Failure(stage=stage, kind=type(error).__name__, message=message)
+    ended = dataclasses.replace(record.provenance, finished_at=now())
+    return dataclasses.replace(
+        record, status="failed", failure=failure, stages=tuple(trail), provenance=ended
+    )
+
+
+def _public(config: dict[str, Any]) -> dict[str, Any]:
+    """Leave out where the store lies: it says nothing of the result and names the machine."""
+    return {name: value for name, value in config.items() if name != "store"}
+
+
+def _release_memory() -> None:
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+
+
+def _quiet_libraries(threads: int | None) -> None:
+    """Keep the libraries' own bars and warnings out of the display, and set CPU threads.
+
+    Environment variables, because the libraries read them when they are imported.
+    """
+    for name, value in {
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "TQDM_DISABLE": "1",
+        "TRANSFORMERS_VERBOSITY": "error",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    }.items():
+        os.environ.setdefault(name, value)
+    if threads is not None:
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+    for library in ("lm_eval", "transformers", "datasets", "trl", "peft", "accelerate"):
+        logging.getLogger(library).setLevel(logging.ERROR)
+    for category in (FutureWarning, DeprecationWarning, UserWarning):
+        warnings.filterwarnings("ignore", category=category)

@@ -1,0 +1,289 @@
+"""The content-addressed store: a stage's result is computed once, whatever asks for it.
+
+Layout, below the store's root:
+
+```
+<stage>/<key>/inputs.json     what the key was made from
+<stage>/<key>/result.json     the record, its checksum, the files with size and sha256, seconds
+<stage>/<key>/…               files
+<stage>/<key>.partial/        work in progress, never read as a result
+<stage>/<key>.lock            held while somebody computes; released by the kernel at death
+```
+
+Only the final rename makes a result visible. The key is sha256 over the canonical JSON of the
+stage's name, its VERSION and its inputs; upstream results enter by their keys, never by a path.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from filelock import FileLock, Timeout
+
+from ftsuite import records
+from ftsuite.errors import StageError, StoreError
+from ftsuite.measure import measure
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageSpec(Generic[T]):
+    """A stage to run: its identity, and how to compute it.
+
+    `compute` gets the folder to write files into and returns the record.
+    """
+
+    name: str
+    version: int
+    """Raised when the same inputs would now give another result."""
+    inputs: dict[str, Any]
+    record: type[T]
+    compute: Callable[[Path], T]
+    resumable: bool = False
+    """Whether `compute` can go on in a folder that a killed run left behind."""
+
+    @property
+    def key(self) -> str:
+        """64 hex digits that identify the result."""
+        return digest({"stage": self.name, "version": self.version, "inputs": self.inputs})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry(Generic[T]):
+    """A stored result."""
+
+    stage: str
+    key: str
+    folder: Path
+    record: T
+    seconds: float
+    reused: bool
+    peak_memory_bytes: int
+    peak_device_bytes: int
+
+
+def canonical(plain: Any) -> str:
+    """JSON text that is equal for equal values: sorted keys, no spaces, no NaN."""
+    return json.dumps(plain, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def digest(plain: Any) -> str:
+    """Sha256 of the canonical JSON of `plain`, as 64 hex digits."""
+    return hashlib.sha256(canonical(plain).encode()).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """Sha256 of a file's bytes, as 64 hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def folder_of(root: Path, stage: str, key: str) -> Path:
+    """Where the result of `stage` under `key` lies; 24 digits are enough for a name."""
+    return root / stage / key[:24]
+
+
+def lookup(root: Path, spec: StageSpec[T]) -> Entry[T] | None:
+    """Return the stored result of `spec`, or None where there is none.
+
+    Raises:
+        StoreError: the entry is corrupted, or was made from other inputs.
+    """
+    folder = folder_of(root, spec.name, spec.key)
+    if not folder.exists():
+        return None
+    _check_inputs(folder, spec)
+    result = _read_result(folder)
+    for name, facts in result["files"].items():
+        path = folder / name
+        if not path.is_file() or path.stat().st_size != facts["bytes"]:
+            raise _corrupted(folder, f"{name} is missing or not {facts['bytes']} bytes long")
+    return Entry(
+        stage=spec.name,
+        key=spec.key,
+        folder=folder,
+        record=records.from_json(spec.record, result["record"], where=str(folder)),
+        seconds=result["seconds"],
+        reused=True,
+        peak_memory_bytes=result["peak_memory_bytes"],
+        peak_device_bytes=result["peak_device_bytes"],
+    )
+
+
+def run_stage(
+    root: Path, spec: StageSpec[T], *, on_wait: Callable[[str], None] = lambda _: None
+) -> Entry[T]:
+    """Return the result of `spec`, from the store or by computing it once.
+
+    Args:
+        root: the store.
+        spec: what to compute.
+        on_wait: called with the stage's name when another process computes the same result.
+
+    Raises:
+        StoreError: a stored entry is corrupted or contradicts its inputs.
+        StageError: the disk is full.
+    """
+    found = lookup(root, spec)
+    if found is not None:
+        return found
+    with _locked(root, spec, on_wait):
+        # Another process may have finished while this one waited.
+        found = lookup(root, spec)
+        if found is not None:
+            return found
+        with _disk_full_is_an_error(root):
+            _compute(root, spec)
+    made = lookup(root, spec)
+    if made is None:
+        raise StoreError(f"{folder_of(root, spec.name, spec.key)}: vanished while it was written")
+    return Entry(**{**{f: getattr(made, f) for f in made.__dataclass_fields__}, "reused": False})
+
+
+def verify(entry: Entry[Any]) -> None:
+    """Check the files of `entry` against their sha256, before somebody builds on them.
+
+    Raises:
+        StoreError: a file's bytes are not those that were stored.
+    """
+    for name, facts in _read_result(entry.folder)["files"].items():
+        if file_digest(entry.folder / name) != facts["sha256"]:
+            raise _corrupted(entry.folder, f"{name} does not have the sha256 it was stored with")
+
+
+@contextmanager
+def holding(path: Path) -> Iterator[bool]:
+    """Hold the lock file `path` if it is free; the value says whether it was."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
+
+
+def _compute(root: Path, spec: StageSpec[T]) -> None:
+    folder = folder_of(root, spec.name, spec.key)
+    partial = folder.with_name(folder.name + ".partial")
+    if partial.exists() and not spec.resumable:
+        shutil.rmtree(partial)
+    partial.mkdir(parents=True, exist_ok=True)
+    _write_durably(partial / "inputs.json", spec.inputs)
+    started = time.monotonic()
+    try:
+        with measure() as usage:
+            record = spec.compute(partial)
+    except BaseException:
+        if not spec.resumable:
+            shutil.rmtree(partial, ignore_errors=True)
+        raise
+    plain = records.to_json(record)
+    files = {
+        str(path.relative_to(partial)): {"bytes": path.stat().st_size, "sha256": file_digest(path)}
+        for path in sorted(partial.rglob("*"))
+        if path.is_file() and path.name != "inputs.json"
+    }
+    result = {
+        "record": plain,
+        "record_sha256": digest(plain),
+        "files": files,
+        "seconds": round(time.monotonic() - started, 3),
+        "peak_memory_bytes": usage.memory_bytes,
+        "peak_device_bytes": usage.device_bytes,
+    }
+    _write_durably(partial / "result.json", result)
+    os.rename(partial, folder)
+    _sync_folder(folder.parent)
+
+
+def _write_durably(path: Path, plain: Any) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        json.dump(plain, file, indent=1, ensure_ascii=False)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _read_result(folder: Path) -> dict[str, Any]:
+    try:
+        result: dict[str, Any] = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+        intact = digest(result["record"]) == result["record_sha256"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _corrupted(folder, f"result.json cannot be read: {error}") from error
+    if not intact:
+        raise _corrupted(folder, "result.json does not have the checksum it was stored with")
+    return result
+
+
+def _check_inputs(folder: Path, spec: StageSpec[Any]) -> None:
+    try:
+        stored = json.loads((folder / "inputs.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise _corrupted(folder, f"inputs.json cannot be read: {error}") from error
+    if canonical(stored) != canonical(spec.inputs):
+        names = sorted(
+            name
+            for name in set(stored) | set(spec.inputs)
+            if stored.get(name) != spec.inputs.get(name)
+        )
+        raise _corrupted(folder, f"inputs.json differs from the key's in {', '.join(names)}")
+
+
+def _corrupted(folder: Path, what: str) -> StoreError:
+    return StoreError(f"store entry {folder} is corrupted: {what}; delete the folder and run again")
+
+
+@contextmanager
+def _locked(root: Path, spec: StageSpec[Any], on_wait: Callable[[str], None]) -> Iterator[None]:
+    folder = folder_of(root, spec.name, spec.key)
+    with _disk_full_is_an_error(root):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder.with_name(folder.name + ".lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        on_wait(spec.name)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def _disk_full_is_an_error(root: Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        # safetensors and torch wrap the errno in their own exceptions and keep only its text.
+        full = os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT)
+        if not any(text in str(error) for text in full):
+            raise
+        raise StageError(
+            f"no space left on the disk of {root}; free some, or set store.root or FTSUITE_STORE"
+        ) from error

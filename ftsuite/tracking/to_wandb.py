@@ -1,0 +1,221 @@
+"""Weights & Biases: a run a cell, a group a study; offline unless the user chose otherwise.
+
+wandb 0.31 by default records host name, user, program path, git remote, installed packages and
+system metrics, and stages artifacts in the home folder. All of it is turned off or moved here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shlex
+import shutil
+from typing import TYPE_CHECKING, Any
+
+from ftsuite.errors import BackendUnavailable, one_line, redact
+from ftsuite.tracking import safe_name, values
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from ftsuite.config import TrackingConfig
+    from ftsuite.records import RunRecord
+    from ftsuite.tracking import Study
+
+_KEY_REMEDY = "set WANDB_API_KEY, or run `wandb login`, or set tracking.mode=offline"
+_PRIVATE = {
+    "silent": True,
+    "quiet": True,
+    "console": "off",
+    "save_code": False,
+    "disable_code": True,
+    "disable_git": True,
+    "disable_job_creation": True,
+    # On SageMaker wandb would replace our run id and log the job's environment.
+    "sagemaker_disable": True,
+    "symlink": False,
+    "x_disable_stats": True,
+    "x_disable_meta": True,
+    "x_disable_machine_info": True,
+    "x_save_requirements": False,
+    # Empty texts keep wandb from asking the system.
+    "host": "",
+    "username": "",
+    "email": "",
+    "program": "ftsuite",
+    "program_relpath": "ftsuite",
+    "program_abspath": "ftsuite",
+}
+
+
+class WandbTracker:
+    """Writes cells as W&B runs under `<store>/tracking/wandb`."""
+
+    def __init__(self, study: Study) -> None:
+        self.study = study
+        self.folder = study.folder / "wandb"
+
+    @staticmethod
+    def check(config: TrackingConfig) -> None:
+        """Raise BackendUnavailable without wandb or, in online mode, without a key."""
+        with _environment({"WANDB_MODE": config.mode}):
+            wandb = _import_wandb()
+            if config.mode != "online":
+                return
+            try:
+                known = wandb.login(prompt=False, verify=False)
+            except wandb.Error as error:  # a key of a wrong form
+                raise BackendUnavailable(f"W&B: {one_line(error)}; {_KEY_REMEDY}") from error
+        if not known:
+            raise BackendUnavailable(f"W&B: tracking.mode=online needs a key: {_KEY_REMEDY}")
+
+    def log(self, record: RunRecord) -> None:
+        """Write one cell as one run; its offline run of an earlier content goes."""
+        run_id = _run_id(self.study.name, record.run_id)
+        self._remove_offline(run_id)
+        with _environment(self._paths(run_id)):
+            run = self._init(record, run_id)
+            try:
+                _log_values(run, record)
+                self._log_report(run)
+            except BaseException:
+                run.finish(exit_code=1)
+                raise
+            run.finish(exit_code=0 if record.status == "complete" else 1)
+
+    def lines(self, cells: int) -> list[str]:
+        """Say where the runs are, and how an offline one is uploaded."""
+        config = self.study.config
+        project = f"{config.entity}/{config.project}" if config.entity else config.project
+        noun = "run" if cells == 1 else "runs"
+        if config.mode == "online":
+            return [f"W&B: {cells} {noun} in project {project}, group {self.study.name}"]
+        prefix = shlex.quote(str(self.folder))
+        # The stem of an id, up to where two studies' ids may begin to differ.
+        pattern = f"offline-run-*-{_wandb_name(self.study.name)}-*"
+        return [
+            f"W&B: {cells} offline {noun} in {self.folder}",
+            f"W&B: upload with `wandb sync {prefix}/{pattern}`",
+        ]
+
+    def _init(self, record: RunRecord, run_id: str) -> Any:
+        wandb = _import_wandb()
+        config = self.study.config
+        tags = [values.model_name(record), record.status]
+        try:
+            return wandb.init(
+                mode=config.mode,
+                project=config.project,
+                entity=config.entity,
+                group=self.study.name[:128],
+                id=run_id,
+                name=(record.label or record.run_id)[:128],
+                job_type="cell",
+                config=record.config,
+                tags=[tag[:64] for tag in tags if tag],  # W&B takes at most 64 characters
+                notes=self.study.command,
+                dir=str(self.study.folder.resolve()),  # wandb adds its own folder `wandb`
+                reinit="create_new",
+                settings=wandb.Settings(**_PRIVATE),
+            )
+        except wandb.Error as error:
+            raise BackendUnavailable(
+                f"W&B {config.mode}: {one_line(error)}; set tracking.mode=offline and upload later"
+            ) from error
+
+    def _paths(self, run_id: str) -> dict[str, str]:
+        """Environment that keeps wandb's files under our folder, and creates it."""
+        folder = self.folder.resolve()
+        folder.mkdir(parents=True, exist_ok=True)
+        return {
+            "WANDB_MODE": self.study.config.mode,
+            # Staged artifacts; an offline run needs them until it is uploaded.
+            "WANDB_DATA_DIR": str(self._staging(run_id).resolve()),
+            "WANDB_CACHE_DIR": str(folder / "cache"),
+        }
+
+    def _staging(self, run_id: str) -> Path:
+        return self.folder / "staging" / run_id
+
+    def _remove_offline(self, run_id: str) -> None:
+        """Remove an older offline run of the cell: uploading both would mix their histories."""
+        if self.study.config.mode != "offline":
+            return
+        for path in self.folder.glob("offline-run-*"):
+            if re.fullmatch(rf"offline-run-\d+_\d+-{re.escape(run_id)}", path.name):
+                shutil.rmtree(path)
+        shutil.rmtree(self._staging(run_id), ignore_errors=True)
+
+    def _log_report(self, run: Any) -> None:
+        """Add the report's files, redacted, as one artifact; equal ones are one version in W&B."""
+        files = sorted(path for path in self.study.report.rglob("*") if path.is_file())
+        if not files:
+            return
+        artifact = _import_wandb().Artifact(f"report-{_wandb_name(self.study.name)}", type="report")
+        for path in files:
+            with artifact.new_file(path.relative_to(self.study.report).as_posix(), "wb") as file:
+                file.write(_redacted_bytes(path.read_bytes()))
+        run.log_artifact(artifact)
+
+
+def _log_values(run: Any, record: RunRecord) -> None:
+    wandb = _import_wandb()
+    for step, point in values.curve(record):
+        run.log(point, step=step)
+    tables = {
+        "probes": values.probes_table(record),
+        "comparisons": values.comparisons_table(record),
+    }
+    shown = {
+        name: wandb.Table(columns=list(table.columns), data=[list(row) for row in table.rows])
+        for name, table in tables.items()
+        if table.rows
+    }
+    if shown:
+        run.log(shown)
+    run.summary.update(values.numbers(record) | values.texts(record))
+
+
+def _redacted_bytes(content: bytes) -> bytes:
+    try:
+        return redact(content.decode()).encode()
+    except UnicodeDecodeError:
+        return content  # an image
+
+
+def _run_id(study: str, run_id: str) -> str:
+    """Return the same W&B id for the same cell, so that a second upload replaces the first."""
+    return f"{_wandb_name(study)}-{_wandb_name(run_id)}"
+
+
+def _wandb_name(text: str) -> str:
+    """Return `text` with the characters that W&B takes in ids and names of artifacts."""
+    return safe_name(text, longest=60, also="")  # an id of two takes at most 128
+
+
+def _import_wandb() -> Any:
+    try:
+        import wandb
+    except ImportError as error:
+        raise BackendUnavailable(
+            "tracking=wandb needs the package wandb: `pip install wandb`, or set tracking=none"
+        ) from error
+    return wandb
+
+
+@contextlib.contextmanager
+def _environment(variables: dict[str, str]) -> Iterator[None]:
+    """Set what wandb reads from nowhere else than the environment, and put it back afterwards."""
+    ours = {"WANDB_SILENT": "true", "WANDB_ERROR_REPORTING": "false", **variables}
+    before = {name: os.environ.get(name) for name in ours}
+    os.environ.update(ours)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

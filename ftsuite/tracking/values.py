@@ -1,0 +1,209 @@
+"""A run record as trackers show it: names with numbers or texts, a curve, and two tables.
+
+Names are paths: `tuned/<task>/<metric>`. Units: seconds, bytes, nats a token, or the metric's own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ftsuite.compare import mean
+
+if TYPE_CHECKING:
+    from ftsuite.records import Comparison, ProbeAnswer, ProbeReport, ProbeResult, RunRecord
+
+Cell = str | float | int | bool | None
+_COMPARISON_COLUMNS = (
+    "task",
+    "metric",
+    "higher_is_better",
+    "n",
+    "base",
+    "tuned",
+    "difference",
+    "low",
+    "high",
+    "p_value",
+    "minimum_detectable",
+    "method",
+    "refused",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    """Rows under named columns."""
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+
+
+def numbers(record: RunRecord) -> dict[str, float]:
+    """Return every number of a cell by name; what a cell does not have is left out."""
+    named: dict[str, float | None] = {}
+    for side, scores in (("base", record.base), ("tuned", record.tuned)):
+        for metric in scores.metrics if scores else ():
+            if metric.values:
+                named[f"{side}/{metric.name}"] = mean(metric)
+    for comparison in record.comparisons:
+        named |= _delta(comparison)
+    for side, report in (("base", record.base_probes), ("tuned", record.tuned_probes)):
+        named |= _pass_rates(side, report)
+    for gate in record.gates:
+        named[f"gate/{gate.metric}/passed"] = float(gate.passed)
+        named[f"gate/{gate.metric}/worse_by"] = gate.observed
+        named[f"gate/{gate.metric}/limit"] = gate.limit
+    if record.gates:
+        named["gates_passed"] = float(all(gate.passed for gate in record.gates))
+    return {
+        name: float(value)
+        for name, value in (named | _training(record) | _costs(record)).items()
+        if value is not None
+    }
+
+
+def texts(record: RunRecord) -> dict[str, str]:
+    """Return what a cell says in words: status, failure, refused deltas, provenance."""
+    named = {
+        "status": record.status,
+        "label": record.label,
+        "provenance/ftsuite": record.provenance.ftsuite,
+        "provenance/git_commit": record.provenance.git_commit,
+        "provenance/device": record.provenance.device,
+        "provenance/dtype": record.provenance.dtype,
+        "provenance/finished_at": record.provenance.finished_at,
+    }
+    for comparison in record.comparisons:
+        named[f"delta/{comparison.name}/refused"] = comparison.refused
+    for gate in record.gates:
+        named[f"gate/{gate.metric}/reason"] = gate.reason
+    if failure := record.failure:
+        named |= {
+            "failure/stage": failure.stage,
+            "failure/kind": failure.kind,
+            "failure/message": failure.message,
+        }
+    return {name: text for name, text in named.items() if text}
+
+
+def curve(record: RunRecord) -> list[tuple[int, dict[str, float]]]:
+    """Return the training curve as (step, values), by rising step."""
+    points = []
+    for point in sorted(record.train.curve if record.train else (), key=lambda point: point.step):
+        values = {
+            "train/loss": point.loss,
+            "train/eval_loss": point.eval_loss,
+            "train/learning_rate": point.learning_rate,
+            "train/grad_norm": point.grad_norm,
+        }
+        points.append(
+            (point.step, {name: value for name, value in values.items() if value is not None})
+        )
+    return points
+
+
+def last_step(record: RunRecord) -> int:
+    """Return the step that scores belong to: the end of training, 0 without one."""
+    return record.train.steps if record.train else 0
+
+
+def model_name(record: RunRecord) -> str:
+    """Return the short name of the base model."""
+    name = record.config.get("model", {}).get("name")
+    return str(name or (record.model.id if record.model else ""))
+
+
+def probes_table(record: RunRecord) -> Table:
+    """Return the answers of base and tuned side by side, a row a prompt."""
+    base, tuned = _answers(record.base_probes), _answers(record.tuned_probes)
+    rows = []
+    for key in dict.fromkeys([*base, *tuned]):
+        before, after = base.get(key), tuned.get(key)
+        rows.append(
+            (
+                *key[:3],
+                before.answer if before else None,
+                after.answer if after else None,
+                before.passed if before else None,
+                after.passed if after else None,
+            )
+        )
+    columns = ("probe", "prompt", "with_system", "base", "tuned", "base_passed", "tuned_passed")
+    return Table(columns=columns, rows=tuple(rows))
+
+
+def comparisons_table(record: RunRecord) -> Table:
+    """Return the comparisons, a row a metric."""
+    return Table(
+        columns=_COMPARISON_COLUMNS,
+        rows=tuple(
+            tuple(getattr(comparison, name) for name in _COMPARISON_COLUMNS)
+            for comparison in record.comparisons
+        ),
+    )
+
+
+def _delta(comparison: Comparison) -> dict[str, float | None]:
+    name = f"delta/{comparison.name}"
+    return {
+        name: comparison.difference,
+        f"{name}/low": comparison.low,
+        f"{name}/high": comparison.high,
+        f"{name}/p": comparison.p_value,
+    }
+
+
+def _pass_rates(side: str, report: ProbeReport | None) -> dict[str, float | None]:
+    return {
+        f"probe/{probe.name}/{side}/{_system(with_system)}": probe.pass_rate(
+            with_system=with_system
+        )
+        for probe in (report.probes if report else ())
+        for with_system in (True, False)
+        if _has_answers(probe, with_system)
+    }
+
+
+def _has_answers(probe: ProbeResult, with_system: bool) -> bool:
+    return any(answer.with_system == with_system for answer in probe.answers)
+
+
+def _system(with_system: bool) -> str:
+    return "with_system" if with_system else "without_system"
+
+
+def _training(record: RunRecord) -> dict[str, float | None]:
+    if record.train is None:
+        return {}
+    return {
+        "train/final_loss": record.train.final_loss,
+        "train/final_eval_loss": record.train.eval_loss,
+        "train/steps": record.train.steps,
+        "train/tokens": record.train.tokens,
+        "train/trainable_parameters": record.train.trainable_parameters,
+    }
+
+
+def _costs(record: RunRecord) -> dict[str, float | None]:
+    if not record.stages:
+        return {}
+    trained = [stage.seconds for stage in record.stages if stage.stage == "train"]
+    return {
+        "cost/train_seconds": sum(trained) if trained else None,
+        "cost/all_stages_seconds": sum(stage.seconds for stage in record.stages),
+        "cost/peak_memory_bytes": max(stage.peak_memory_bytes for stage in record.stages),
+        "cost/peak_device_bytes": max(stage.peak_device_bytes for stage in record.stages),
+    }
+
+
+def _answers(report: ProbeReport | None) -> dict[tuple[str, str, bool, int], ProbeAnswer]:
+    """Answers by probe, prompt and system prompt; the number tells repeated prompts apart."""
+    found: dict[tuple[str, str, bool, int], ProbeAnswer] = {}
+    for probe in report.probes if report else ():
+        for answer in probe.answers:
+            number = 0
+            while (key := (probe.name, answer.prompt, answer.with_system, number)) in found:
+                number += 1
+            found[key] = answer
+    return found

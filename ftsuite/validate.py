@@ -1,0 +1,147 @@
+"""Checks of a whole configuration before anything runs: what cannot work, and the remedy."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from ftsuite import probe, tasks
+from ftsuite.config import RunConfig
+from ftsuite.errors import ConfigError, DataError
+from ftsuite.resources import find_file
+
+if TYPE_CHECKING:
+    from ftsuite.config import DataConfig, EvalsConfig, LoraConfig, ProbesConfig, TrainConfig
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+DATA_SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
+
+
+def validate(config: RunConfig) -> None:
+    """Refuse a configuration that cannot work; reads file names but no weights.
+
+    Raises:
+        ConfigError: names the field, the value and the remedy.
+    """
+    _check_name("study", config.study)
+    _lora(config.lora)
+    _train(config.train)
+    _data(config.data)
+    _evals(config.evals)
+    _probes(config.probes)
+    if config.backend.name != "local":
+        raise ConfigError("backend.name", config.backend.name, "only 'local' is there")
+    _positive("backend.threads", config.backend.threads)
+    for name, limit in config.gates.max_worse.items():
+        _at_least(f"gates.max_worse.{name}", limit, 0)
+        _check_metric(f"gates.max_worse.{name}", name, config.evals)
+    _fraction("gates.alpha", config.gates.alpha)
+    if config.tracking.mode not in ("offline", "online", "disabled"):
+        raise ConfigError(
+            "tracking.mode", config.tracking.mode, "choose offline, online or disabled"
+        )
+
+
+def _check_name(field: str, value: str | None) -> None:
+    if value is None or not NAME.fullmatch(value):
+        raise ConfigError(
+            field, value, "a name is letters, digits, '.', '_' and '-' only, no path separators"
+        )
+
+
+def _lora(lora: LoraConfig) -> None:
+    _positive("lora.r", lora.r)
+    _positive("lora.alpha", lora.alpha)
+    _fraction("lora.dropout", lora.dropout)
+    if not lora.target_modules:
+        raise ConfigError("lora.target_modules", [], "name modules, or [all-linear]")
+
+
+def _train(train: TrainConfig) -> None:
+    for field in (
+        "max_steps",
+        "micro_batch_size",
+        "gradient_accumulation",
+        "eval_every_steps",
+        "checkpoint_every_steps",
+        "shard_bytes",
+        "fidelity_items",
+    ):
+        _positive(f"train.{field}", getattr(train, field))
+    for field in ("epochs", "learning_rate", "max_grad_norm"):
+        if not getattr(train, field) > 0:
+            raise ConfigError(f"train.{field}", getattr(train, field), "must be above 0")
+    _at_least("train.weight_decay", train.weight_decay, 0)
+    _at_least("train.seed", train.seed, 0)
+    _fraction("train.warmup_fraction", train.warmup_fraction)
+    if train.fidelity_tolerance is not None:
+        _at_least("train.fidelity_tolerance", train.fidelity_tolerance, 0)
+
+
+def _data(data: DataConfig) -> None:
+    for field in ("max_length", "train_limit", "validation_limit"):
+        _positive(f"data.{field}", getattr(data, field))
+    for field in ("validation_fraction", "test_fraction"):
+        _fraction(f"data.{field}", getattr(data, field))
+    if data.validation is None and data.validation_fraction == 0:
+        raise ConfigError(
+            "data.validation_fraction", 0, "the validation split would be empty; cut some, or "
+            "give data.validation"
+        )
+    for field in ("train", "validation", "test"):
+        path = getattr(data, field)
+        if path is None or not path.lower().endswith(DATA_SUFFIXES):
+            continue
+        try:
+            find_file(path)
+        except DataError as error:
+            raise ConfigError(f"data.{field}", path, str(error).partition(": ")[2]) from error
+
+
+def _evals(evals: EvalsConfig) -> None:
+    _positive("evals.limit", evals.limit)
+    _positive("evals.batch_size", evals.batch_size)
+    for task, limit in evals.limits.items():
+        _positive(f"evals.limits.{task}", limit)
+        if task not in evals.tasks:
+            raise ConfigError(f"evals.limits.{task}", limit, "evals.tasks has no such task")
+    if evals.num_fewshot is not None:
+        _at_least("evals.num_fewshot", evals.num_fewshot, 0)
+    tasks.check_names(evals)
+    for field in ("rank_by", "headline"):
+        if name := getattr(evals, field):
+            _check_metric(f"evals.{field}", name, evals)
+    for name in evals.watch:
+        _check_metric("evals.watch", name, evals)
+
+
+def _check_metric(field: str, name: str, evals: EvalsConfig) -> None:
+    task, _, metric = name.partition("/")
+    if not metric or task not in evals.tasks:
+        raise ConfigError(
+            field, name, f"write task/metric with one of evals.tasks: {', '.join(evals.tasks)}"
+        )
+
+
+def _probes(probes: ProbesConfig) -> None:
+    for field in ("limit", "max_new_tokens", "batch_size"):
+        _positive(f"probes.{field}", getattr(probes, field))
+    _at_least("probes.temperature", probes.temperature, 0)
+    if not 0 < probes.top_p <= 1:
+        raise ConfigError("probes.top_p", probes.top_p, "must be above 0 and at most 1")
+    probe.read_probes(probes)
+
+
+def _positive(field: str, value: int | None) -> None:
+    if value is not None and value < 1:
+        raise ConfigError(field, value, "must be at least 1")
+
+
+def _at_least(field: str, value: float, low: float) -> None:
+    if not value >= low:
+        raise ConfigError(field, value, f"must be at least {low}")
+
+
+def _fraction(field: str, value: float) -> None:
+    if not 0 <= value < 1:
+        raise ConfigError(field, value, "must be at least 0 and below 1")

@@ -21,29 +21,31 @@ def register() -> None:
     ConfigStore.instance().store(name="schema", node=RunConfig)
 
 
-def from_hydra(config: DictConfig) -> RunConfig:
+def from_hydra(config: DictConfig, hydra: DictConfig) -> RunConfig:
     """Return the typed configuration of one cell, validated.
 
     Args:
-        config: what Hydra composed, with its own `hydra` node.
+        config: what Hydra composed.
+        hydra: Hydra's own node, which names the chosen sweep.
 
     Raises:
         ConfigError: a value cannot work.
     """
     own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+    # An interpolation may only refer to settings, so the copy needs nothing of Hydra's node.
     try:
-        typed = OmegaConf.to_object(own)
+        typed = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(RunConfig), own))
     except OmegaConfBaseException as error:
         raise readable(error) from error
     assert isinstance(typed, RunConfig)
     if typed.study is None:
-        typed.study = _sweep_name(config)
+        typed.study = _sweep_name(hydra)
     validate(typed)
     return typed
 
 
-def _sweep_name(config: DictConfig) -> str:
-    choice: Any = OmegaConf.select(config, "hydra.runtime.choices.sweep")
+def _sweep_name(hydra: DictConfig) -> str:
+    choice: Any = hydra.runtime.choices.get("sweep")
     if choice is None:
         return "single"
     # Two crossed sweeps are one choice with two names.

@@ -7,6 +7,7 @@ Every field says its unit. YAML in `conf/` sets only what differs from here. A f
 from __future__ import annotations
 
 import dataclasses
+import os
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -319,8 +320,8 @@ class TrackingConfig:
 class StoreConfig:
     """Where results live."""
 
-    root: str = "outputs"
-    """Folder of the store; the environment variable FTSUITE_STORE goes before it."""
+    root: str = field(default_factory=lambda: os.environ.get("FTSUITE_STORE", "outputs"))
+    """Folder of the store; by default the environment variable FTSUITE_STORE, or `outputs`."""
     reports: str = "reports"
     """Folder of the rendered reports."""
 

@@ -79,6 +79,10 @@ def build(
     whole, shape = _read(data, dropped)
     splits = take_subsets(cut(whole, data), data)
     for split in splits:
+        # After the cut: a system message must not move rows from one split to another.
+        split.conversations = [
+            shapes.inject_system(messages, data.system) for messages in split.conversations
+        ]
         _tokenise(split, data, packing, loss, tokenizer, dropped)
         strategy = packing.strategy if split.name == "train" else Packing.off
         split.sequences = pack(split.rows, strategy, data.max_length)
@@ -141,7 +145,7 @@ def _read(
         for number, row in enumerate(rows, start=1):
             messages = shapes.to_messages(row, shape, data.columns, f"{source}, row {number}")
             if shapes.alternates(messages):
-                kept.append(shapes.inject_system(messages, data.system))
+                kept.append(messages)
             else:
                 dropped[WRONG_TURNS] += 1
         if not kept:

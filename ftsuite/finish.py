@@ -23,7 +23,7 @@ def finish(config: RunConfig, manifest: StudyManifest, root: Path) -> None:
     """
     _, records = load_study(study.folder(root, manifest.study))
     report = render(manifest, records, Path(config.store.reports) / manifest.study)
-    for line in track(config.tracking, manifest, records, report, root):
+    for line in track(config.tracking, manifest, records, report.parent, root):
         print(line)
     print(f"report: {report}")
     failed = [record for record in records if record.status != "complete"]

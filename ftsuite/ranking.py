@@ -174,11 +174,16 @@ def _reason(
         return f"No cell within noise of the best qualifies: {worst}. Keep the base."
     if len(near) == 1:
         return "It has the best validation score, and no other cell is within noise of it."
-    others = f"{len(near)} cells within noise of the best"
+    is_best = "the best and " if recommended.run_id == best else ""
     passed = len(near) - len(excluded)
-    rest = f" ({passed} of them qualify)" if excluded else ""
-    is_best = recommended.run_id == best
-    return f"It {'is the best and' if is_best else 'is'} the cheapest of {others}{rest}."
+    if passed == 1:
+        return f"Of the {len(near)} cells within noise of the best only it qualifies."
+    if excluded:
+        return (
+            f"Of the {len(near)} cells within noise of the best {passed} qualify, and of these it "
+            f"is {is_best}the cheapest."
+        )
+    return f"It is {is_best}the cheapest of the {len(near)} cells within noise of the best."
 
 
 def _caveats(cells: Sequence[RunRecord]) -> tuple[str, ...]:

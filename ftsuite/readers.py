@@ -148,8 +148,9 @@ def _read_csv(path: Path, name: str) -> list[Row]:
         try:
             rows: list[Row] = list(reader)
         except csv.Error as error:
+            # line_num counts the lines that were read whole, not the one that failed.
             raise DataError(
-                f"{name}, line {reader.line_num}: malformed CSV ({error}); mend the line"
+                f"{name}, line {reader.line_num + 1}: malformed CSV ({error}); mend the line"
             ) from error
     for number, row in enumerate(rows, start=1):
         # DictReader collects surplus cells under None and fills missing ones with None.

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ftsuite.errors import redact
+from ftsuite.records import write_text
 from ftsuite.reporting import findings, plots, probes, tables
 from ftsuite.reporting import formats as fmt
-from ftsuite.errors import redact
-from ftsuite.notices import notices
 from ftsuite.reporting.environment import environment
-from ftsuite.records import write_text
+from ftsuite.reporting.notices import notices
 from ftsuite.reporting.study import build, load_study
 
 if TYPE_CHECKING:

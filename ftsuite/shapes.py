@@ -156,6 +156,14 @@ def _text(row: Mapping[str, Any], name: str, where: str) -> str:
         raise DataError(
             f"{where}: column {name!r} holds {_kind(value)}, not text; mend or remove the row"
         )
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise DataError(
+                f"{where}: column {name!r} holds half a surrogate pair (character {error.start}), "
+                "which is not text; mend or remove the row"
+            ) from error
     return value
 
 

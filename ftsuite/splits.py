@@ -54,6 +54,13 @@ def cut(whole: dict[SplitName, list[Conversation]], data: DataConfig) -> list[Sp
     """Cut the splits that have no file of their own from the training rows.
 
     Every split comes out in an order that depends on content and seed only.
+
+    Args:
+        whole: conversations of each given source, as they were read.
+        data: fractions and the seed.
+
+    Raises:
+        DataError: a split ends empty.
     """
     ordered = {name: _by_digest(rows, data.split_seed) for name, rows in whole.items()}
     rest = ordered["train"]
@@ -113,6 +120,7 @@ def take_subsets(splits: list[Split], data: DataConfig) -> list[Split]:
 
 
 def subset_note(splits: list[Split], data: DataConfig) -> str:
+    """Say which splits are seeded subsets, as in "160 of 640 training rows (seed 0)"."""
     names = {"train": "training", "validation": "validation", "test": "test"}
     notes = [
         f"{len(split.conversations)} of {split.available} {names[split.name]} rows"

@@ -1,92 +1,134 @@
 """The sweep as one job: compose and validate every cell, run them, then report and track.
 
-Hydra's sweeper is the one place that sees all cells, so the study is begun and finished here.
+Hydra takes sweepers from the `hydra_plugins` namespace only, which it imports in every program of
+the environment. Doing here what its own `multirun` does costs other programs nothing, and gives
+`run`, `plan` and `preview` the same cells.
 """
 
 from __future__ import annotations
 
 import shlex
-import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from hydra._internal.callbacks import Callbacks
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_automatic_config_search_path
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
+from hydra.types import HydraContext, RunMode
 
 from ftsuite import study
-from ftsuite.compose import COMPOSITION_ERRORS, from_hydra, readable
+from ftsuite.compose import COMPOSITION_ERRORS, cross_sweeps, from_hydra, readable, register
 from ftsuite.errors import ConfigError
-from ftsuite.finish import finish
 from ftsuite.records import CellEntry, StudyManifest
+from ftsuite.resources import conf_dir
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from hydra.types import TaskFunction
     from omegaconf import DictConfig
 
     from ftsuite.config import RunConfig
 
+Overrides = list[str]
 
-class StudySweeper(BasicSweeper):
-    """Grid sweeper whose cells belong to one study."""
 
-    def sweep(self, arguments: list[str]) -> Any:
-        """Run the study.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sweep:
+    """A composed and validated sweep."""
 
-        Raises:
-            ConfigError: a cell cannot work; then none has started.
-            CellsFailed: some cells failed; the others are done and reported.
-        """
-        assert self.hydra_context is not None and self.launcher is not None
-        batch, configs, manifest = self.plan(arguments)
-        root = Path(configs[0].store.root)
-        study.write_manifest(root, manifest)
-        results = self.launcher.launch(batch, initial_job_idx=0)
-        for result in results:
-            # Cells keep their failures as records; an exception here is a bug in ftsuite.
-            _ = result.return_value
-        finish(configs[0], manifest, root)
-        return results
+    context: HydraContext
+    shared: DictConfig
+    """What Hydra composed before the swept overrides, with its own node."""
+    overrides: list[Overrides]
+    """One list a cell."""
+    configs: list[RunConfig]
+    manifest: StudyManifest
 
-    def plan(
-        self, arguments: list[str]
-    ) -> tuple[Sequence[Sequence[str]], list[RunConfig], StudyManifest]:
-        """Compose and validate every cell.
 
-        Returns:
-            Overrides and typed configuration of each cell, and the study's manifest.
-        """
-        assert self.hydra_context is not None and self.config is not None
-        loader = self.hydra_context.config_loader
-        parsed = OverridesParser.create(config_loader=loader).parse_overrides(
-            [*self._parse_config(), *arguments]
+def compose(arguments: list[str]) -> Sweep:
+    """Compose and validate every cell of a command line.
+
+    Args:
+        arguments: overrides, such as `+sweep=lora_rank lora.r=32`.
+
+    Raises:
+        ConfigError: a cell cannot work.
+    """
+    register()
+    GlobalHydra.instance().clear()
+    search = create_automatic_config_search_path(None, None, str(conf_dir()))
+    hydra = Hydra.create_main_hydra2(task_name="ftsuite", config_search_path=search)
+    try:
+        shared = hydra.compose_config(
+            config_name="config",
+            overrides=cross_sweeps(arguments),
+            run_mode=RunMode.MULTIRUN,
+            with_log_configuration=False,
         )
-        batch = self.split_arguments(parsed, None)[0]
-        swept = set(self.params) | {o.get_key_element() for o in parsed if o.is_sweep_override()}
-        configs: list[RunConfig] = []
-        entries: list[CellEntry] = []
-        for overrides in batch:
-            config = self._compose(loader, overrides)
-            label = _label(overrides, swept)
-            run = study.run_id(config)
-            if twin := next((e for e in entries if e.run_id == run), None):
-                raise ConfigError("sweep", label, f"the same cell as {twin.label}; name it once")
-            configs.append(config)
-            entries.append(CellEntry(run_id=run, label=label, overrides=tuple(overrides)))
-        names = {str(config.study) for config in configs}
-        if len(names) > 1:
-            raise ConfigError("study", sorted(names), "one sweep is one study; do not sweep it")
-        command = shlex.join(["python", "-m", "ftsuite", *sys.argv[1:]])
-        return batch, configs, StudyManifest(
-            study=names.pop(), command=command, cells=tuple(entries)
+        params = dict(shared.hydra.sweeper.params or {})
+        parsed = OverridesParser.create(config_loader=hydra.config_loader).parse_overrides(
+            # What the command line says of a swept setting goes before the sweep's own values.
+            [f"{key}={value}" for key, value in params.items()] + list(shared.hydra.overrides.task)
         )
+        batch: list[Overrides] = BasicSweeper.split_arguments(parsed, None)[0]
+        composed = [hydra.config_loader.load_sweep_config(shared, cell) for cell in batch]
+    except COMPOSITION_ERRORS as error:
+        raise readable(error) from error
+    configs = [from_hydra(cell, cell.hydra) for cell in composed]
+    swept = set(params) | {o.get_key_element() for o in parsed if o.is_sweep_override()}
+    return Sweep(
+        context=HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks(shared)),
+        shared=shared,
+        overrides=batch,
+        configs=configs,
+        manifest=_manifest(arguments, batch, configs, swept),
+    )
 
-    def _compose(self, loader: Any, overrides: Sequence[str]) -> RunConfig:
-        try:
-            composed: DictConfig = loader.load_sweep_config(self.config, list(overrides))
-        except COMPOSITION_ERRORS as error:
-            raise readable(error) from error
-        return from_hydra(composed)
+
+def run(sweep: Sweep, task: TaskFunction) -> None:
+    """Run every cell through the configured launcher, then report and track.
+
+    Args:
+        sweep: the cells.
+        task: what runs one cell; importable, so that joblib's workers find it.
+
+    Raises:
+        CellsFailed: some cells failed; the others are done and reported.
+    """
+    root = Path(sweep.configs[0].store.root)
+    study.write_manifest(root, sweep.manifest)
+    launcher = Plugins.instance().instantiate_launcher(
+        hydra_context=sweep.context, task_function=task, config=sweep.shared
+    )
+    for result in launcher.launch(sweep.overrides, initial_job_idx=0):
+        # Cells keep their failures as records; an exception here is a bug, and is raised.
+        _ = result.return_value
+    # Matplotlib and the trackers are not needed before the cells are done.
+    from ftsuite.finish import finish
+
+    finish(sweep.configs[0], sweep.manifest, root)
+
+
+def _manifest(
+    arguments: list[str], batch: list[Overrides], configs: list[RunConfig], swept: set[str]
+) -> StudyManifest:
+    entries: list[CellEntry] = []
+    for overrides, config in zip(batch, configs, strict=True):
+        label, run_id = _label(overrides, swept), study.run_id(config)
+        if twin := next((e for e in entries if e.run_id == run_id), None):
+            raise ConfigError("sweep", label, f"the same cell as {twin.label}; name it once")
+        entries.append(CellEntry(run_id=run_id, label=label, overrides=tuple(overrides)))
+    names = {str(config.study) for config in configs}
+    if len(names) > 1:
+        raise ConfigError("study", sorted(names), "one sweep is one study; do not sweep it")
+    command = shlex.join(["python", "-m", "ftsuite", *arguments])
+    return StudyManifest(study=names.pop(), command=command, cells=tuple(entries))
 
 
 def _label(overrides: Sequence[str], swept: set[str]) -> str:

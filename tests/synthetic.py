@@ -186,7 +186,8 @@ def _curve(steps: int, seed: int, final: float) -> tuple[CurvePoint, ...]:
 
 
 def _train(r: int, seed: int) -> TrainSummary:
-    curve = _curve(72, seed, 0.25)
+    final = 0.2 + 0.3 / r
+    curve = _curve(72, seed, final)
     return TrainSummary(
         steps=72,
         epochs=1.0,
@@ -194,7 +195,7 @@ def _train(r: int, seed: int) -> TrainSummary:
         trained_tokens=1_733,
         trainable_parameters=610_560 * r // 2,
         total_parameters=134_515_008,
-        final_loss=0.2512,
+        final_loss=round(final, 4),
         eval_loss=curve[-1].eval_loss,
         curve=curve,
     )

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ftsuite.reporting import formats as fmt
 from ftsuite.compare import find_comparison, find_metric
 from ftsuite.ranking import cost
-from ftsuite.statistics import Verdict, mean_interval, paired_difference
+from ftsuite.reporting import formats as fmt
 from ftsuite.reporting.tables import difference_of, interval_of, train_seconds
+from ftsuite.statistics import Verdict, mean_interval, paired_difference
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -57,7 +57,7 @@ def _lead(study: Study, cell: RunRecord) -> str:
         f"{fmt.metric_words(found.metric)} on the headline {fmt.code(found.name)} "
         f"({fmt.plural(found.n, 'document')}) goes from {fmt.score(found.base)} (base) to "
         f"{fmt.score(found.tuned)}, a difference of {difference_of(found)}"
-        f"{'' if p_value is None else f', {fmt.p_words(p_value)}'}"
+        f"{'' if p_value is None else f', Holm {fmt.p_words(p_value)}'}"
     )
     if outcome is Verdict.BETTER:
         return f"**Take {label}.** Its {numbers}."
@@ -85,10 +85,11 @@ def _why(study: Study, cell: RunRecord) -> str:
         theirs = interval_of(find_metric(best.tuned, study.rank_by))
         text += f"; the best is {fmt.code(best.label)} with {theirs}"
     text += f". {order.reason}"
-    others = [c for c in study.cells if c.run_id in order.within_noise and c is not cell]
+    others = [c for c in study.cells if c.run_id in order.within_noise - {best.run_id, cell.run_id}]
     if others:
         names = fmt.enumerate_words([fmt.code(c.label) for c in others])
-        text += f" Also within noise of the best: {names}."
+        verb = "is" if len(others) == 1 else "are"
+        text += f" {names[0].upper()}{names[1:]} {verb} also within noise of the best."
     passed_over = [
         f"{fmt.code(c.label)} {fmt.escape(order.excluded[c.run_id])}"
         for c in study.cells
@@ -196,9 +197,11 @@ def metric_story(study: Study, name: str) -> str:
         said.append(
             f"**Within noise:** {who} {does} from base by more than these documents can tell."
         )
+    elif decided > 1 and len(words[Verdict.BETTER]) == decided:
+        said.append(f"All {decided:,} cells are better than base.")
     else:
-        for word in (Verdict.WORSE, Verdict.NOISE):
-            if words[word]:
+        for word in Verdict:
+            if words[word] and decided > 1:
                 said.append(f"{str(word).capitalize()}: {fmt.enumerate_words(words[word])}.")
     return " ".join(part for part in said if part)
 
@@ -222,10 +225,10 @@ def _format_failure(study: Study, name: str) -> str:
     chance = fmt.score(choice.chance)
     if choice.chance is not None and low > choice.chance:
         return (
-            f"**Base fails the format, not only the task:** it scores {fmt.score(found.base)} "
-            f"here, yet {fmt.score(mean)} on {fmt.code(choice.name)}, where it only has to prefer the "
-            f"right label (chance {chance}). Most of this delta is the learnt format; the fair "
-            f"baseline is {fmt.score(mean)}."
+            f"**Part of this delta is format:** base scores {fmt.score(found.base)} here, yet "
+            f"{fmt.score(mean)} on {fmt.code(choice.name)}, where it only has to prefer the right "
+            f"label (chance {chance}). It knows some of the task but does not answer in the form "
+            f"that is asked for; the fair baseline is {fmt.score(mean)}."
         )
     return (
         f"Base scores {fmt.score(found.base)} here and {fmt.score(mean)} on "

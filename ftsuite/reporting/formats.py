@@ -35,11 +35,11 @@ def score(value: float | None) -> str:
 
 
 def change(value: float | None) -> str:
-    """0.584 → `+0.584`; a small change keeps two digits, so that it does not read as none."""
+    """0.584 → `+0.584`; a tiny change gets more digits, so that it does not read as none."""
     if value is None:
         return NONE
     digits = 3
-    while value and abs(value) < 0.95 * 10 ** (1 - digits) and digits < 6:
+    while value and abs(value) < 10**-digits and digits < 6:
         digits += 1
     text = f"{value:+.{digits}f}"
     return _minus(text) if float(text) else f"{0:.{digits}f}"
@@ -50,7 +50,7 @@ def interval(low: float | None, high: float | None) -> str:
     if low is None or high is None:
         return NONE
     width = high - low
-    digits = 2 if width >= 0.1 else 3 if width >= 0.01 else 4
+    digits = 2 if width >= 0.05 else 3 if width >= 0.005 else 4
     bounds = (f"{0.0 if round(bound, digits) == 0 else bound:.{digits}f}" for bound in (low, high))
     return _minus(f"[{', '.join(bounds)}]")
 
@@ -138,13 +138,15 @@ def _escape_line(line: str) -> str:
     line = "".join(" " if unicodedata.category(c) in ("Cc", "Cf", "Cs") else c for c in line)
     line = " ".join(line.split())
     line = line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    line = re.sub(r"([\\`*_\[\]~$#!{}])", r"\\\1", line)
+    line = re.sub(r"([\\`*\[\]~$])", r"\\\1", line)
+    # Inside a word an underscore is only an underscore.
+    line = re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", line)
     # An entity, as renderers disagree about a backslash before a pipe in a table; the rest keeps
     # links and mentions in an answer from coming alive.
     line = line.replace("|", "&#124;").replace("://", "&#58;//").replace("www.", "www&#46;")
     line = line.replace("@", "&#64;")
-    # A leading marker would start a list or a rule.
-    return re.sub(r"^([-+=]|\d+[.)])", lambda m: f"{m[0][:-1]}\\{m[0][-1]}", line)
+    # A leading marker would start a heading, a list or a rule.
+    return re.sub(r"^([-+#=]|\d+[.)](?= |$))", lambda m: f"{m[0][:-1]}\\{m[0][-1]}", line)
 
 
 def code(text: str) -> str:

@@ -66,7 +66,12 @@ def _rates(study: Study, name: str) -> str:
             rows.append(_rate_row(fmt.code(cell.label), tuned))
     headers = ["model", ">pass with system", ">pass without"]
     headers += [">contrast with system", ">contrast without"]
-    return fmt.table(headers, rows) + beyond(len(study.cells), MOST_CELLS)
+    note = (
+        "Contrast: mean log-likelihood a token of the wanted answer less that of the plain one, "
+        "nats; above 0 the model prefers the wanted answer."
+    )
+    left_out = beyond(len(study.cells), MOST_CELLS)
+    return f"{fmt.table(headers, rows)}{left_out}\n\n<sub>{note}</sub>"
 
 
 def _rate_row(label: str, probe: ProbeResult) -> list[str]:

@@ -50,7 +50,7 @@ _STYLE: dict[str, Any] = {
     "axes.titlecolor": INK,
     "axes.titlelocation": "left",
     "axes.titlesize": 10.5,
-    "axes.titleweight": "semibold",
+    "axes.titleweight": "bold",
     "axes.unicode_minus": True,
     "figure.facecolor": "none",
     "font.family": "DejaVu Sans",
@@ -133,7 +133,7 @@ def picture(figure: Any, name: str, *, alt: str, caption: str) -> Picture:
 
 
 def spread(positions: list[float], gap: float) -> list[float]:
-    """Move labels apart so that neighbours keep `gap`; their order and centre stay."""
+    """Move labels apart so that neighbours keep `gap`; their order stays."""
     order = sorted(range(len(positions)), key=lambda index: positions[index])
     moved = [positions[index] for index in order]
     for _ in range(50):
@@ -142,6 +142,9 @@ def spread(positions: list[float], gap: float) -> list[float]:
             if short > 1e-9:
                 moved[low] -= short / 2
                 moved[low + 1] += short / 2
+    # Labels beyond the panel's foot would run into the axis.
+    lift = max(0.0, 0.02 - moved[0]) if moved else 0.0
+    moved = [height + lift for height in moved]
     result = list(positions)
     for place, index in enumerate(order):
         result[index] = moved[place]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ftsuite.reporting import formats as fmt
 from ftsuite.compare import find_comparison, find_metric
 from ftsuite.ranking import cost
+from ftsuite.reporting import formats as fmt
 from ftsuite.statistics import mean_interval
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def ranked(study: Study) -> str:
             ]
         )
     headers = [">rank", "cell", ">validation [95 %]", ">base", ">tuned", ">difference [95 %]"]
-    headers += [">Holm p", "verdict", ">trained", ">training", "gates"]
+    headers += [">Holm p", "verdict", ">parameters", ">training", "gates"]
     return fmt.table(headers, rows) + beyond(len(study.cells), MOST_RANKED)
 
 

@@ -1,0 +1,127 @@
+"""Plot: training and validation loss over the steps."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ftsuite.reporting import formats as fmt
+from ftsuite.reporting.marks import MOST_LABELS, end_labels
+from ftsuite.reporting.svg import ACCENT, MUTED, SERIES, Picture, panels, picture
+from ftsuite.reporting.sweep import short_label
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ftsuite.records import RunRecord
+    from ftsuite.reporting.study import Study
+
+MOST_CURVES = 6
+"""Curves in colour; the rest is grey."""
+
+Line = list[tuple[int, float]]
+
+
+def draw(study: Study) -> Picture | None:
+    """Loss over steps, smoothed and as logged; None if nothing was logged."""
+    cells = [cell for cell in study.cells if _training(cell)]
+    if not cells:
+        return None
+    colors = _colors(study, cells)
+    views = [("Training loss", _training)]
+    if any(_validation(cell) for cell in cells):
+        views.append(("Validation loss", _validation))
+    figure, axes = panels(len(views))
+    for panel, (title, line_of) in zip(axes, views, strict=True):
+        panel.set_title(title)
+        panel.set_xlabel("optimiser step")
+        for cell in cells:
+            _draw_line(panel, line_of(cell), colors.get(cell.run_id, MUTED), cell.run_id in colors)
+        _loss_scale(panel, [loss for cell in cells for _, loss in line_of(cell)])
+    axes[0].set_ylabel("nats a trained token")
+    axes[-1].set_xlim(axes[0].get_xlim())
+    figure.draw_without_rendering()
+    line_of = views[-1][1]
+    end_labels(
+        axes[-1],
+        [
+            (*_smooth(line_of(cell))[-1], short_label(cell, study.cells), colors[cell.run_id])
+            for cell in cells
+            if cell.run_id in colors and line_of(cell)
+        ],
+    )
+    return picture(figure, "training", alt=_alt(study, cells), caption=_caption(cells, colors))
+
+
+def _colors(study: Study, cells: Sequence[RunRecord]) -> dict[str, str]:
+    """The first cells and the recommended one get a colour."""
+    pick = study.pick
+    others = [cell.run_id for cell in cells if cell is not pick][: MOST_CURVES - 1]
+    colors = dict(zip(others, SERIES, strict=False))
+    if pick:
+        colors[pick.run_id] = ACCENT
+    return colors
+
+
+def _training(cell: RunRecord) -> Line:
+    curve = cell.train.curve if cell.train else ()
+    return [(point.step, point.loss) for point in curve if point.loss is not None]
+
+
+def _validation(cell: RunRecord) -> Line:
+    curve = cell.train.curve if cell.train else ()
+    return [(point.step, point.eval_loss) for point in curve if point.eval_loss is not None]
+
+
+def _smooth(line: Line) -> Line:
+    """Mean over a centred window of a tenth of the points; narrower at the ends, so no lag."""
+    reach = len(line) // 20
+    smooth = []
+    for place, (step, _) in enumerate(line):
+        near = min(reach, place, len(line) - 1 - place)
+        window = [loss for _, loss in line[place - near : place + near + 1]]
+        smooth.append((step, sum(window) / len(window)))
+    return smooth
+
+
+def _draw_line(panel: Any, line: Line, color: str, colored: bool) -> None:
+    if not line:
+        return
+    sparse = len(line) <= 12
+    steps = [step for step, _ in line]
+    if colored:
+        raw = [loss for _, loss in line]
+        panel.plot(steps, raw, color=color, lw=0.8, alpha=0.35, marker="o" if sparse else "", ms=4)
+    smooth = [loss for _, loss in (line if sparse else _smooth(line))]
+    # A thousand grey curves make one grey cloud: enough to see who leaves it.
+    panel.plot(steps, smooth, color=color, lw=1.8 if colored else 0.6, alpha=1 if colored else 0.25)
+
+
+def _loss_scale(panel: Any, losses: Sequence[float]) -> None:
+    """A logarithmic axis where the losses span so much that their end would look flat."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    if min(losses) <= 0 or max(losses) / min(losses) < 8:
+        return
+    panel.set_yscale("log")
+    panel.yaxis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5)))
+    panel.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    panel.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _alt(study: Study, cells: Sequence[RunRecord]) -> str:
+    finals = [
+        f"{short_label(cell, study.cells)} {fmt.score(cell.train.final_loss)}"
+        for cell in cells
+        if cell.train
+    ]
+    listed = fmt.enumerate_words(finals, most=MOST_LABELS)
+    return f"Loss over optimiser steps. Final training loss: {listed}."
+
+
+def _caption(cells: Sequence[RunRecord], colors: dict[str, str]) -> str:
+    left_out = len(cells) - len(colors)
+    grey = f" Grey: {fmt.plural(left_out, 'further cell')}." if left_out > 0 else ""
+    return (
+        "<sub>Thick: smoothed (centred mean); thin: as logged. A lower loss is no better "
+        f"model: the validation metric decides.{grey}</sub>"
+    )

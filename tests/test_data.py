@@ -1,0 +1,288 @@
+from __future__ import annotations
+
+import json
+import logging
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny import conversation, tiny_tokenizer, write_jsonl
+
+from ftsuite import data, templates
+from ftsuite.config import DataConfig, Loss, Packing, PackingConfig, Shape, TemplateConfig
+from ftsuite.errors import DataError
+from ftsuite.packing import Sequence
+
+ROOT = Path(__file__).parents[1]
+DOLLY = ROOT / "../shared/data/dolly_3k/dolly_3k.json"
+needs_dolly = pytest.mark.skipif(
+    not DOLLY.is_file(), reason="real rows: ../shared/data/dolly_3k is not here"
+)
+
+
+def questions(count, start=0):
+    return [conversation(f"Say {n}.", f"{n}") for n in range(start, start + count)]
+
+
+def prepare(folder, rows=None, *, packing=Packing.off, loss=Loss.completion, tok=None, **config):
+    """Prepare `rows` (written to train.jsonl) or `config["train"]`."""
+    if rows is not None:
+        config["train"] = str(write_jsonl(folder / "train.jsonl", rows))
+    tokenizer = tok or tiny_tokenizer()
+    return data.prepare(
+        DataConfig(**config), PackingConfig(strategy=packing), loss, tokenizer, folder
+    )
+
+
+def split_of(summary, name):
+    return next(split for split in summary.splits if split.name == name)
+
+
+def texts(folder, name):
+    tokenizer = tiny_tokenizer()
+    return [tokenizer.decode(row.input_ids) for row in data.load_split(folder, name)]
+
+
+def test_the_whole_stage(tmp_path):
+    summary = prepare(tmp_path, questions(40), packing=Packing.bfd, max_length=128)
+    assert [split.name for split in summary.splits] == ["train", "validation"]
+    train, validation = summary.splits
+    assert (train.rows, train.available, validation.rows) == (36, 36, 4)
+    assert train.sequences < train.rows
+    assert validation.sequences == validation.rows
+    assert summary.shape == "messages"
+    assert summary.source == "train.jsonl"
+    assert summary.dropped == {}
+    assert summary.documents_isolated
+    assert summary.subset_note == ""
+    packed = data.load_split(tmp_path, "train")
+    assert sum(len(sequence.input_ids) for sequence in packed) == train.tokens
+    assert sum(sum(sequence.loss_mask) for sequence in packed) == train.trained_tokens
+    assert sum(len(sequence.lengths) for sequence in packed) == 36
+    assert isinstance(packed[0], Sequence)
+    assert set(texts(tmp_path, "validation")).isdisjoint(
+        {f"<|im_start|>user\nSay {n}.<|im_end|>" for n in range(40)}
+    )
+    assert data.load_split(tmp_path, "validation")[0].lengths
+
+
+def test_completion_and_all(tmp_path):
+    completion = split_of(prepare(tmp_path, questions(10)), "train")
+    whole = split_of(prepare(tmp_path, questions(10), loss=Loss.all), "train")
+    assert completion.tokens == whole.tokens == whole.trained_tokens
+    assert 0 < completion.trained_tokens < whole.trained_tokens
+    assert completion.sha256 != whole.sha256
+
+
+def test_splits_depend_on_content_and_seed_not_on_order(tmp_path):
+    rows = questions(50)
+    first = prepare(tmp_path, rows)
+    held_out = texts(tmp_path, "validation")
+    shuffled = random.Random(1).sample(rows, len(rows))
+    again = prepare(tmp_path, shuffled)
+    assert texts(tmp_path, "validation") == held_out
+    assert first.splits == again.splits
+    prepare(tmp_path, rows, split_seed=1)
+    assert texts(tmp_path, "validation") != held_out
+    prepare(tmp_path, rows, system="Be brief.")
+    assert [text.split("user\n")[1] for text in texts(tmp_path, "validation")] == [
+        text.split("user\n")[1] for text in held_out
+    ]
+
+
+def test_equal_rows_stay_on_one_side_of_the_cut(tmp_path):
+    rows = questions(10) * 10
+    prepare(tmp_path, rows, validation_fraction=0.25, test_fraction=0.25)
+    names = ("train", "validation", "test")
+    sides = [set(texts(tmp_path, name)) for name in names]
+    assert sum(len(side) for side in sides) == len(set.union(*sides)) == 10
+
+
+def test_given_files_and_a_cut_test_split(tmp_path):
+    validation = write_jsonl(tmp_path / "validation.jsonl", questions(5, start=100))
+    summary = prepare(tmp_path, questions(20), validation=str(validation), test_fraction=0.2)
+    assert {split.name: split.rows for split in summary.splits} == {
+        "train": 16,
+        "validation": 5,
+        "test": 4,
+    }
+    assert len(data.load_split(tmp_path, "test")) == 4
+
+
+def test_no_validation_split_at_all(tmp_path):
+    summary = prepare(tmp_path, questions(5), validation_fraction=0.0)
+    assert [split.name for split in summary.splits] == ["train"]
+    with pytest.raises(DataError, match="no validation split was prepared"):
+        data.load_split(tmp_path, "validation")
+
+
+def test_subsets_are_seeded_nested_and_noted(tmp_path):
+    rows = questions(100)
+    small = prepare(tmp_path, rows, train_limit=20)
+    few = set(texts(tmp_path, "train"))
+    large = prepare(tmp_path, rows, train_limit=40, validation_limit=5)
+    assert few < set(texts(tmp_path, "train"))
+    assert small.subset_note == "20 of 90 training rows (seed 0)"
+    assert large.subset_note == "40 of 90 training rows, 5 of 10 validation rows (seed 0)"
+    assert split_of(large, "train").available == 90
+
+
+def test_wrong_turns_are_dropped_and_counted(tmp_path):
+    odd = {"messages": [{"role": "user", "content": "Hello?"}]}
+    summary = prepare(tmp_path, [*questions(20), odd, odd])
+    assert summary.dropped == {"turns do not alternate user and assistant": 2}
+    assert sum(split.rows for split in summary.splits) == 20
+
+
+def test_truncation(tmp_path):
+    rows = [*questions(20), conversation("Tell.", "word " * 100), conversation("w " * 200, "x")]
+    cut = prepare(tmp_path, rows, max_length=64, validation_fraction=0)
+    assert split_of(cut, "train").truncated == 1
+    assert split_of(cut, "train").rows == 21
+    assert cut.dropped == {"answer beyond data.max_length": 1}
+    assert max(len(row.input_ids) for row in data.load_split(tmp_path, "train")) == 64
+    left_out = prepare(tmp_path, rows, max_length=64, validation_fraction=0, truncate=False)
+    assert left_out.dropped == {"longer than data.max_length": 2}
+    assert split_of(left_out, "train").truncated == 0
+    wrapped = prepare(tmp_path, rows, max_length=64, validation_fraction=0, packing=Packing.wrapped)
+    assert wrapped.dropped == {}
+    assert split_of(wrapped, "train").truncated == 0
+    assert split_of(wrapped, "train").rows == 22
+
+
+def test_text_rows_need_no_template_and_end_with_eos(tmp_path):
+    tokenizer = tiny_tokenizer("gpt2")
+    rows = [{"text": f"Once there were {n} foxes."} for n in range(10)]
+    summary = prepare(tmp_path, rows, tok=tokenizer)
+    assert summary.shape == "text"
+    for row in data.load_split(tmp_path, "train"):
+        assert row.input_ids[-1] == tokenizer.eos_token_id
+        assert row.input_ids.count(tokenizer.eos_token_id) == 1
+        assert all(row.loss_mask)
+
+
+def test_a_system_message_is_injected_in_every_split(tmp_path):
+    own = conversation("Hello", "Ahoy", system="Talk like a sailor.")
+    prepare(tmp_path, [*questions(19), own], system="Be brief.")
+    seen = texts(tmp_path, "train") + texts(tmp_path, "validation")
+    assert sum("Be brief." in text for text in seen) == 19
+    assert sum("Talk like a sailor." in text for text in seen) == 1
+
+
+def test_the_summary_tells_no_folder_and_the_log_no_text(tmp_path, caplog):
+    with caplog.at_level(logging.DEBUG):
+        summary = prepare(tmp_path, [conversation("SECRET", "SECRET")] * 2, validation_fraction=0)
+    assert str(tmp_path) not in str(summary)
+    assert "SECRET" not in caplog.text
+
+
+def test_source_identity_is_the_content(tmp_path):
+    first = write_jsonl(tmp_path / "a.jsonl", questions(3))
+    second = write_jsonl(tmp_path / "b.jsonl", questions(3))
+    third = write_jsonl(tmp_path / "c.jsonl", questions(4))
+
+    def identity(**files):
+        return data.source_sha256(DataConfig(**{k: str(v) for k, v in files.items()}))
+
+    assert identity(train=first) == identity(train=second)
+    assert identity(train=first) != identity(train=third)
+    assert identity(train=first) != identity(train=first, validation=third)
+    assert identity(train=first, validation=third) != identity(train=first, test=third)
+    assert prepare(tmp_path, train=str(first), validation_fraction=0).source_sha256 == identity(
+        train=first
+    )
+    with pytest.raises(DataError, match="no such file"):
+        identity(train=tmp_path / "gone.jsonl")
+
+
+def test_source_identity_needs_no_torch(tmp_path):
+    path = write_jsonl(tmp_path / "a.jsonl", questions(3))
+    code = (
+        "import sys; from ftsuite.config import DataConfig; from ftsuite.data import source_sha256;"
+        f"source_sha256(DataConfig(train={str(path)!r}));"
+        "sys.exit(any(name in sys.modules for name in ('torch', 'transformers', 'datasets')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+@pytest.mark.parametrize("fraction", [0.01, 1.0])
+def test_a_split_that_ends_empty(tmp_path, fraction):
+    with pytest.raises(DataError, match=r"train\.jsonl: the (validation|train) split is empty.*;"):
+        prepare(tmp_path, questions(5), validation_fraction=fraction)
+
+
+def test_all_rows_of_a_split_dropped(tmp_path):
+    odd = {"messages": [{"role": "user", "content": "Hello?"}]}
+    with pytest.raises(DataError, match="the train split is empty, since all 2 rows were dropped"):
+        prepare(tmp_path, [odd, odd])
+    path = write_jsonl(tmp_path / "validation.jsonl", [odd])
+    with pytest.raises(DataError, match="the validation split is empty, since all 1 rows"):
+        prepare(tmp_path, questions(5), validation=str(path))
+
+
+@pytest.mark.parametrize("truncate", [True, False])
+def test_every_row_longer_than_the_maximum(tmp_path, truncate):
+    with pytest.raises(DataError, match=r"every row of the train split is longer than data\.max"):
+        prepare(tmp_path, questions(20), max_length=8, truncate=truncate)
+
+
+def test_no_answer_left_in_any_row(tmp_path):
+    rows = [conversation("w " * 200, "x"), conversation("hi", "")]
+    tokenizer = tiny_tokenizer()
+    jinja = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    templates.install(tokenizer, TemplateConfig(name="bare", jinja=jinja))
+    with pytest.raises(DataError, match="the train split is empty, since none of its 2 rows"):
+        prepare(tmp_path, rows, tok=tokenizer, max_length=8, validation_fraction=0)
+
+
+@pytest.mark.parametrize("limit", [0, -1])
+def test_a_limit_that_leaves_nothing(tmp_path, limit):
+    with pytest.raises(DataError, match="the train split is empty"):
+        prepare(tmp_path, questions(1), train_limit=limit, validation_fraction=0)
+
+
+@pytest.mark.parametrize(
+    ("row", "shape", "match"),
+    [
+        ({"question": "Q", "reply": "A"}, Shape.question_answer, "row 3: no column 'answer', only"),
+        ({"question": "Q", "answer": None}, Shape.auto, "row 3: column 'answer' holds null"),
+        ({"question": 5, "answer": "A"}, Shape.auto, "row 3: column 'question' holds a value"),
+    ],
+)
+def test_bad_rows_are_named(tmp_path, row, shape, match):
+    good = {"question": "Q", "answer": "A"}
+    with pytest.raises(DataError, match=rf"train\.jsonl, {match}"):
+        prepare(tmp_path, [good, good, row], shape=shape)
+
+
+def test_template_errors_come_through(tmp_path):
+    tokenizer = tiny_tokenizer()
+    for jinja, match in [
+        ("{{ missing.field }}", "template bad failed"),
+        ("{% for m in messages[1:] %}{{ m.content }}{% endfor %}", "drops the system message"),
+    ]:
+        templates.install(tokenizer, TemplateConfig(name="bad", jinja=jinja))
+        with pytest.raises(DataError, match=match):
+            prepare(tmp_path, questions(20), tok=tokenizer, system="Be brief.")
+
+
+@needs_dolly
+@pytest.mark.parametrize("packing", list(Packing))
+def test_real_dolly_rows(tmp_path, packing):
+    summary = prepare(
+        tmp_path, train=str(DOLLY), train_limit=300, validation_limit=50, packing=packing
+    )
+    assert summary.shape == "dolly"
+    assert summary.source == "dolly_3k.json"
+    train = split_of(summary, "train")
+    assert train.available == 2696
+    assert train.rows + sum(summary.dropped.values()) >= 300
+    sequences = data.load_split(tmp_path, "train")
+    assert len(sequences) == train.sequences
+    assert max(len(sequence.input_ids) for sequence in sequences) <= 1024
+    if packing != Packing.off:
+        assert train.tokens / (train.sequences * 1024) > 0.9
+    ids = [row["output"] for row in json.loads(DOLLY.read_text())]
+    assert len(ids) == 2996

@@ -7,6 +7,7 @@ reason is recorded in its place.
 from __future__ import annotations
 
 import math
+import re
 from typing import TYPE_CHECKING
 
 from ftsuite import statistics
@@ -113,6 +114,9 @@ def find_comparison(record: RunRecord, name: str) -> Comparison | None:
 def show(value: object) -> str:
     """Return `value` as it stands in a reason: short enough for a line."""
     text = repr(value)
+    # Of a hash the start is enough to tell two apart.
+    if isinstance(value, str) and re.fullmatch(r"[0-9a-f]{40,}", value):
+        return f"{value[:12]}…"
     return text if len(text) <= 60 else f"{text[:57]}…'"
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ftsuite import readers, shapes, templates
 from ftsuite.config import Loss, Packing, Shape
 from ftsuite.errors import DataError
-from ftsuite.packing import Sequence, pack, single
+from ftsuite.packing import Sequence, pack, single, trained_tokens
 from ftsuite.records import DataSummary
 from ftsuite.splits import Split, SplitName, cut, subset_note, take_subsets
 
@@ -22,12 +22,9 @@ if TYPE_CHECKING:
     from ftsuite.config import DataConfig, PackingConfig
     from ftsuite.shapes import Conversation
 
-VERSION = 1
-"""Raised when the same inputs give other token ids, masks or splits."""
-
 WRONG_TURNS = "turns do not alternate user and assistant"
 TOO_LONG = "longer than data.max_length"
-NO_ANSWER = "answer beyond data.max_length"
+NOTHING_TRAINED = "no token to train on within data.max_length"
 """Reasons for dropping a row."""
 
 
@@ -85,7 +82,9 @@ def build(
         ]
         _tokenise(split, data, packing, loss, tokenizer, dropped)
         strategy = packing.strategy if split.name == "train" else Packing.off
-        split.sequences = pack(split.rows, strategy, data.max_length)
+        packed = pack(split.rows, strategy, data.max_length)
+        # Wrapping may leave a piece of a long prompt alone in a sequence.
+        split.sequences = [sequence for sequence in packed if trained_tokens(sequence)]
     return splits, DataSummary(
         source=_public_name(data.train),
         source_sha256=source_sha256(data),
@@ -176,21 +175,26 @@ def _tokenise(
         )
     for row in rows:
         # Wrapped packing cuts the whole stream of training rows, so none is too long for it.
-        if len(row.input_ids) <= data.max_length or (wrapped and split.name == "train"):
-            split.rows.append(row)
-        elif not data.truncate:
+        fits = len(row.input_ids) <= data.max_length or (wrapped and split.name == "train")
+        if not fits and not data.truncate:
             dropped[TOO_LONG] += 1
-        elif not any(row.loss_mask[1 : data.max_length]):
-            dropped[NO_ANSWER] += 1
-        else:
-            kept = slice(data.max_length)
-            split.rows.append(single(row.input_ids[kept], row.loss_mask[kept]))
-            split.truncated += 1
+            continue
+        kept = row if fits else _first_tokens(row, data.max_length)
+        # A batch without any label would make the loss NaN.
+        if not trained_tokens(kept):
+            dropped[NOTHING_TRAINED] += 1
+            continue
+        split.rows.append(kept)
+        split.truncated += not fits
     if not split.rows:
         raise DataError(
             f"{data.train}: the {split.name} split is empty, since none of its {len(rows)} rows "
             f"was kept (dropped: {dict(dropped)}); raise data.max_length or the split's limit"
         )
+
+
+def _first_tokens(row: Sequence, count: int) -> Sequence:
+    return single(row.input_ids[:count], row.loss_mask[:count])
 
 
 def _tokenise_row(conversation: Conversation, loss: Loss, tokenizer: Any) -> Sequence:
@@ -199,9 +203,14 @@ def _tokenise_row(conversation: Conversation, loss: Loss, tokenizer: Any) -> Seq
         # Documents end with the end token, so that the model learns where to stop.
         if tokenizer.eos_token_id is not None and ids[-1:] != [tokenizer.eos_token_id]:
             ids.append(tokenizer.eos_token_id)
-        return single(ids, [1] * len(ids))
-    ids, mask = templates.render_split(tokenizer, conversation)
-    return single(ids, [1] * len(ids) if loss == Loss.all else mask)
+        loss = Loss.all
+        mask = list[int]()
+    else:
+        ids, mask = templates.render_split(tokenizer, conversation)
+    if loss == Loss.all:
+        # Nothing stands before the first token to predict it from.
+        mask = [int(place > 0) for place in range(len(ids))]
+    return single(ids, mask)
 
 
 def _public_name(source: str) -> str:

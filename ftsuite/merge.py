@@ -18,10 +18,12 @@ if TYPE_CHECKING:
     from ftsuite.devices import Compute
 
 VERSION = 1
-TOLERANCE = {"float32": 1e-3, "bfloat16": 0.15, "float16": 0.05}
-"""Largest |Δ mean log-likelihood| a token, nats, between adapter and merged model.
+TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.02}
+"""Largest |Δ mean log-likelihood| a token of a row, nats, between adapter and merged model.
 
-Merging rounds W + BA to the dtype; what that costs was measured (docs/architecture.md)."""
+Merging rounds W + BA to the dtype: 0.025 nats a token in bfloat16, below 1e-4 in float32, were
+measured on SmolLM2-135M (docs/architecture.md). A wrong scale or a missing layer costs far more.
+"""
 
 
 def merge(
@@ -45,10 +47,10 @@ def merge(
 
     tokenizer = models.load_tokenizer(base, config.model)
     templates.install(tokenizer, config.template)
-    rows = [
-        (s.input_ids, s.loss_mask)
-        for s in load_split(data, "validation")[: config.train.fidelity_items]
-    ]
+    sequences = load_split(data, "validation")[: config.train.fidelity_items]
+    # Whole rows for the verdict: a completion of two tokens says little about a model.
+    whole = [(s.input_ids, [1] * len(s.input_ids)) for s in sequences]
+    rows = whole + [(s.input_ids, s.loss_mask) for s in sequences]
     tokens = 2 * sum(len(ids) for ids, _ in rows)
     with progress.stage(cell, "merge and fidelity", tokens, "tokens") as advance:
         model: Any = PeftModel.from_pretrained(
@@ -69,16 +71,18 @@ def merge(
         )
         after = mean_log_likelihoods(merged, rows, batch_size=config.evals.batch_size)
         advance(tokens // 2)
-    differences = [abs(a - b) for a, b in zip(after, before, strict=True)]
+    both = [abs(a - b) for a, b in zip(after, before, strict=True)]
+    differences, trained = both[: len(whole)], both[len(whole) :]
     tolerance = config.train.fidelity_tolerance
     summary = MergeSummary(
         shards=len(list(folder.glob("*.safetensors"))),
         bytes=sum(path.stat().st_size for path in folder.glob("*.safetensors")),
         dtype=compute.dtype,
         vocabulary=merged.get_input_embeddings().num_embeddings,
-        fidelity_items=len(rows),
+        fidelity_items=len(whole),
         max_difference=max(differences),
         mean_difference=sum(differences) / len(differences),
+        max_trained_difference=max(trained),
         tolerance=TOLERANCE[compute.dtype] if tolerance is None else tolerance,
     )
     require_fidelity(summary)

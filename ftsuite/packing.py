@@ -10,6 +10,7 @@ that packed documents cannot see each other. It does so only without a cache: ca
 from __future__ import annotations
 
 import bisect
+import itertools
 from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -38,6 +39,14 @@ class Sequence:
 def single(input_ids: list[int], loss_mask: list[int]) -> Sequence:
     """Return a sequence of one document."""
     return Sequence(input_ids=input_ids, loss_mask=loss_mask, lengths=[len(input_ids)])
+
+
+def trained_tokens(sequence: Sequence) -> int:
+    """Return how many labels `collate` makes: not for the first token of a document."""
+    starts = set(itertools.accumulate(sequence.lengths, initial=0))
+    return sum(
+        kept for place, kept in enumerate(sequence.loss_mask) if kept and place not in starts
+    )
 
 
 def pack(rows: Rows[Sequence], strategy: Packing, max_length: int) -> list[Sequence]:

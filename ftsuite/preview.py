@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ftsuite import data, shapes, templates
+from ftsuite.packing import trained_tokens
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -41,7 +42,7 @@ def preview(config: RunConfig, tokenizer: Any, console: Console, rows: int = 3) 
     for number, row in enumerate(train.rows[:rows], start=1):
         console.rule(
             f"training row {number} of {len(train.rows)}: {len(row.input_ids)} tokens, "
-            f"{sum(row.loss_mask)} trained"
+            f"{trained_tokens(row)} trained"
         )
         console.print(row_text(tokenizer, row))
     console.rule()

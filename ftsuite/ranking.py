@@ -41,7 +41,7 @@ class Ranking:
     reason: str
     """One sentence: why this cell, or why none."""
     excluded: dict[str, str]
-    """Cells within noise of the best that may not be recommended, and why."""
+    """Cells that may not be recommended, and why: `fails the gate on …`."""
     caveats: tuple[str, ...]
     """Conditions in which the ranked cells differ."""
 
@@ -81,8 +81,9 @@ def cost(record: RunRecord) -> tuple[int, float]:
 def ranking(records: Sequence[RunRecord], rank_by: str, alpha: float) -> Ranking:
     """Order the complete cells by their validation score and pick one.
 
-    Recommended is the cheapest cell (parameters, then seconds, then order) among those within
-    noise of the best that pass all gates and are not significantly worse than base.
+    A cell qualifies if it passes all gates and is not significantly worse than base. Recommended
+    is the cheapest (parameters, then seconds, then order) of the qualifying cells within noise of
+    the best; if there is none, of those within noise of the best that qualifies.
 
     Args:
         records: The cells of a study, in order; cells that did not finish are passed over.
@@ -97,13 +98,7 @@ def ranking(records: Sequence[RunRecord], rank_by: str, alpha: float) -> Ranking
         raise ComparisonError("no cell finished, so there is nothing to rank")
     metrics = _same_documents(cells, rank_by)
     higher = next(iter(metrics.values())).higher_is_better
-    weights = next(iter(metrics.values())).weights
-    best, near = statistics.not_worse_than_best(
-        {run_id: metric.values for run_id, metric in metrics.items()},
-        weights,
-        higher_is_better=higher,
-        alpha=alpha,
-    )
+    best, near = _near(metrics, alpha)
     means = {run_id: (-1 if higher else 1) * mean(metric) for run_id, metric in metrics.items()}
     # The best comes first even if rounding makes its equals look better.
     order = sorted(means, key=lambda run_id: (run_id != best, means[run_id]))
@@ -111,11 +106,13 @@ def ranking(records: Sequence[RunRecord], rank_by: str, alpha: float) -> Ranking
     excluded = {
         record.run_id: why
         for record in cells
-        if record.run_id in near and (why := _why_not(record, rank_by, adjusted, alpha))
+        if (why := _why_not(record, rank_by, adjusted, alpha))
     }
-    by_id = {record.run_id: record for record in cells}
-    allowed = [record for record in cells if record.run_id in near - excluded.keys()]
-    recommended = min(allowed, key=cost) if allowed else None
+    allowed = {run_id: metrics[run_id] for run_id in order if run_id not in excluded}
+    among = near & allowed.keys()
+    if allowed and not among:
+        among = _near(allowed, alpha)[1]
+    recommended = min((cell for cell in cells if cell.run_id in among), key=cost, default=None)
     return Ranking(
         rank_by=rank_by,
         higher_is_better=higher,
@@ -123,9 +120,19 @@ def ranking(records: Sequence[RunRecord], rank_by: str, alpha: float) -> Ranking
         best=best,
         within_noise=frozenset(near),
         recommended=recommended.run_id if recommended else None,
-        reason=_reason(recommended, by_id, best, near, excluded),
+        reason=_reason(cells, recommended, best, near, excluded),
         excluded=excluded,
         caveats=_caveats(cells),
+    )
+
+
+def _near(metrics: Mapping[str, MetricScores], alpha: float) -> tuple[str, set[str]]:
+    first = next(iter(metrics.values()))
+    return statistics.not_worse_than_best(
+        {run_id: metric.values for run_id, metric in metrics.items()},
+        first.weights,
+        higher_is_better=first.higher_is_better,
+        alpha=alpha,
     )
 
 
@@ -148,40 +155,45 @@ def _same_documents(cells: Sequence[RunRecord], rank_by: str) -> dict[str, Metri
 def _why_not(
     record: RunRecord, rank_by: str, adjusted: Mapping[tuple[str, str], float], alpha: float
 ) -> str:
-    failed = [f"fails the gate on {gate.metric}" for gate in record.gates if not gate.passed]
+    said = [f"fails the gate on {gate.metric}" for gate in record.gates if not gate.passed]
     headline = record.config["evals"]["headline"]
-    found = find_comparison(record, headline)
+    found, p_value = find_comparison(record, headline), adjusted.get((record.run_id, headline))
     if headline and (found is None or found.refused):
-        return ", ".join([*failed, f"has no delta on the headline {headline}"])
-    p_value = adjusted.get((record.run_id, headline))
-    if found and p_value is not None and verdict(found, p_value, alpha) == "worse":
-        failed.append(f"is worse than base on the headline {headline}")
+        said.append(f"has no delta on the headline {headline}")
+    elif found and p_value is not None and verdict(found, p_value, alpha) == "worse":
+        said.append(f"is worse than base on the headline {headline}")
     ranked = find_comparison(record, rank_by)
     if ranked and ranked.p_value is not None and verdict(ranked, ranked.p_value, alpha) == "worse":
-        failed.append(f"is worse than base on validation ({rank_by})")
-    return ", ".join(failed)
+        said.append(f"is worse than base on validation ({rank_by})")
+    return " and ".join(said)
 
 
 def _reason(
+    cells: Sequence[RunRecord],
     recommended: RunRecord | None,
-    by_id: Mapping[str, RunRecord],
     best: str,
     near: set[str],
     excluded: Mapping[str, str],
 ) -> str:
     if recommended is None:
-        worst = "; ".join(f"{by_id[run_id].label} {why}" for run_id, why in excluded.items())
-        return f"No cell within noise of the best qualifies: {worst}. Keep the base."
-    if len(near) == 1:
-        return "It has the best validation score, and no other cell is within noise of it."
+        said = [f"{cell.label} {excluded[cell.run_id]}" for cell in cells[:3]]
+        more = f"; and {len(cells) - 3:,} more" if len(cells) > 3 else ""
+        return f"No cell qualifies: {'; '.join(said)}{more}."
+    qualified = len(near - excluded.keys())
     is_best = "the best and " if recommended.run_id == best else ""
-    passed = len(near) - len(excluded)
-    if passed == 1:
-        return f"Of the {len(near)} cells within noise of the best only it qualifies."
-    if excluded:
+    if qualified == 0:
         return (
-            f"Of the {len(near)} cells within noise of the best {passed} qualify, and of these it "
-            f"is {is_best}the cheapest."
+            "No cell within noise of the best qualifies; it is the cheapest of those within noise "
+            "of the best that does."
+        )
+    if len(near) == 1:
+        return "It has the best score, and no other cell is within noise of it."
+    if qualified == 1:
+        return f"Of the {len(near)} cells within noise of the best only it qualifies."
+    if qualified < len(near):
+        return (
+            f"Of the {len(near)} cells within noise of the best {qualified} qualify, and of these "
+            f"it is {is_best}the cheapest."
         )
     return f"It is {is_best}the cheapest of the {len(near)} cells within noise of the best."
 

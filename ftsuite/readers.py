@@ -51,7 +51,7 @@ def find_source(source: str, *, split: str) -> Path | HubSource:
         return find_file(source)
     except DataError:
         match = HUB_ID.fullmatch(source)
-        if match is None or Path(source).suffix.lower() in READERS:
+        if match is None or Path(source).suffix.lower() in READERS or Path(source).exists():
             raise
     return HubSource(id=match["id"], config=match["config"], split=match["split"] or split)
 
@@ -105,6 +105,8 @@ def _read_file(path: Path, name: str, reader: Callable[[Path, str], list[Row]]) 
         return reader(path, name)
     except UnicodeDecodeError as error:
         raise DataError(f"{name}: not UTF-8 text (byte {error.start}); convert the file") from error
+    except RecursionError as error:
+        raise DataError(f"{name}: JSON nested too deeply; mend the file") from error
     except OSError as error:
         raise DataError(f"{name}: cannot be read ({error.strerror}); check the file") from error
 

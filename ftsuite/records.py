@@ -113,8 +113,10 @@ class MergeSummary:
     vocabulary: int
     fidelity_items: int
     max_difference: float
-    """Largest |Δ log-likelihood| a token between adapter and merged model, nats."""
+    """Largest |Δ log-likelihood| a token of a row between adapter and merged model, nats."""
     mean_difference: float
+    max_trained_difference: float = 0.0
+    """The same over the trained tokens alone: what rounding costs where the adapter acts."""
     tolerance: float
 
 

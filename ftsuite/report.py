@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ftsuite.errors import redact
 from ftsuite.records import write_text
-from ftsuite.reporting import findings, plots, probes, tables
+from ftsuite.reporting import findings, plots, probes, stories, tables
 from ftsuite.reporting import formats as fmt
 from ftsuite.reporting.environment import environment
 from ftsuite.reporting.notices import notices
@@ -105,7 +105,8 @@ def _ranking(study: Study) -> str:
         f"Brackets: 95 % intervals. Holm p: adjusted together over all {len(study.adjusted):,} "
         "test-side comparisons (every metric"
         f"{' but the ranking one' if study.rank_by else ''}, over all complete cells); verdicts at "
-        f"{study.alpha:g}. "
+        f"{study.alpha:g}. Intervals are not adjusted, so one may leave out 0 where the verdict is "
+        "“within noise”. "
         "“Within noise” is no evidence of a difference, which is not evidence of none.",
     ]
     if study.ranking:
@@ -127,8 +128,8 @@ def _metrics(study: Study) -> str:
         role += " (watched)" if name in study.watch else ""
         parts += [
             f"### {fmt.code(name)}{role}",
-            findings.metric_notes(study, name),
-            findings.metric_story(study, name),
+            stories.metric_notes(study, name),
+            stories.metric_story(study, name),
             tables.metric(study, name),
         ]
     return "\n\n".join(part for part in parts if part)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, get_args
 
 from ftsuite.errors import DataError
+from ftsuite.packing import trained_tokens
 from ftsuite.records import SplitSummary
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ class Split:
             rows=len(self.rows),
             available=self.available,
             tokens=sum(len(row.input_ids) for row in self.rows),
-            trained_tokens=sum(sum(row.loss_mask) for row in self.rows),
+            trained_tokens=sum(trained_tokens(sequence) for sequence in self.sequences),
             truncated=self.truncated,
             sequences=len(self.sequences),
             sha256=_rows_sha256(self.rows),

@@ -164,6 +164,16 @@ def render_split(tokenizer: Any, messages: Sequence[Message]) -> tuple[list[int]
     return ids, mask
 
 
+def encode_pair(tokenizer: Any, prompt: str, answer: str) -> tuple[list[int], list[int]]:
+    """Return the ids of a rendered prompt and of the answer behind it, as training has them.
+
+    Raises:
+        DataError: the template makes two BOS tokens.
+    """
+    ids = encode(tokenizer, prompt)
+    return ids, _extend(tokenizer, prompt, ids, answer)[len(ids) :]
+
+
 def ends_with_token(tokenizer: Any, text: str) -> bool:
     """Say whether the text ends with a special or added token, such as an end-of-turn token."""
     eos = tokenizer.eos_token
@@ -182,6 +192,12 @@ def _extend(tokenizer: Any, text: str, ids: list[int], piece: str) -> list[int]:
     whole = encode(tokenizer, text + piece)
     if whole[: len(ids)] == ids:
         return whole
+    # Tokenizers of the SentencePiece kind put a space before whatever they are given; behind a
+    # newline they do not.
+    anchor = tokenizer.encode("\n", add_special_tokens=False)
+    anchored = tokenizer.encode("\n" + piece, add_special_tokens=False)
+    if anchored[: len(anchor)] == anchor:
+        return ids + list(anchored[len(anchor) :])
     return ids + list(tokenizer.encode(piece, add_special_tokens=False))
 
 

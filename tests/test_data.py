@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import logging
 import random
 import subprocess
@@ -13,7 +12,7 @@ from tiny import conversation, tiny_tokenizer, write_jsonl
 from ftsuite import data, templates
 from ftsuite.config import DataConfig, Loss, Packing, PackingConfig, Shape, TemplateConfig
 from ftsuite.errors import DataError
-from ftsuite.packing import Sequence
+from ftsuite.packing import Sequence, trained_tokens
 
 ROOT = Path(__file__).parents[1]
 DOLLY = ROOT / "../shared/data/dolly_3k/dolly_3k.json"
@@ -71,7 +70,7 @@ def test_the_whole_stage(tmp_path):
 def test_completion_and_all(tmp_path):
     completion = split_of(prepare(tmp_path, questions(10)), "train")
     whole = split_of(prepare(tmp_path, questions(10), loss=Loss.all), "train")
-    assert completion.tokens == whole.tokens == whole.trained_tokens
+    assert completion.tokens == whole.tokens == whole.trained_tokens + whole.rows
     assert 0 < completion.trained_tokens < whole.trained_tokens
     assert completion.sha256 != whole.sha256
 
@@ -141,7 +140,7 @@ def test_truncation(tmp_path):
     cut = prepare(tmp_path, rows, max_length=64, validation_fraction=0)
     assert split_of(cut, "train").truncated == 1
     assert split_of(cut, "train").rows == 21
-    assert cut.dropped == {"answer beyond data.max_length": 1}
+    assert cut.dropped == {"no token to train on within data.max_length": 1}
     assert max(len(row.input_ids) for row in data.load_split(tmp_path, "train")) == 64
     left_out = prepare(tmp_path, rows, max_length=64, validation_fraction=0, truncate=False)
     assert left_out.dropped == {"longer than data.max_length": 2}
@@ -152,6 +151,19 @@ def test_truncation(tmp_path):
     assert split_of(wrapped, "train").rows == 22
 
 
+def test_no_sequence_is_without_a_label(tmp_path):
+    """A batch of such sequences would make the loss NaN."""
+    rows = [conversation("w " * 500, "x"), conversation("Tell.", "word " * 10)]
+    for packing in Packing:
+        config = {"max_length": 64, "validation_fraction": 0, "packing": packing}
+        summary = prepare(tmp_path, rows, **config)
+        sequences = data.load_split(tmp_path, "train")
+        assert all(trained_tokens(sequence) for sequence in sequences)
+        train = split_of(summary, "train")
+        assert train.trained_tokens == sum(map(trained_tokens, sequences))
+        assert train.sequences == len(sequences)
+
+
 def test_text_rows_need_no_template_and_end_with_eos(tmp_path):
     tokenizer = tiny_tokenizer("gpt2")
     rows = [{"text": f"Once there were {n} foxes."} for n in range(10)]
@@ -160,7 +172,7 @@ def test_text_rows_need_no_template_and_end_with_eos(tmp_path):
     for row in data.load_split(tmp_path, "train"):
         assert row.input_ids[-1] == tokenizer.eos_token_id
         assert row.input_ids.count(tokenizer.eos_token_id) == 1
-        assert all(row.loss_mask)
+        assert row.loss_mask == [0] + [1] * (len(row.input_ids) - 1)
 
 
 def test_a_system_message_is_injected_in_every_split(tmp_path):
@@ -284,5 +296,3 @@ def test_real_dolly_rows(tmp_path, packing):
     assert max(len(sequence.input_ids) for sequence in sequences) <= 1024
     if packing != Packing.off:
         assert train.tokens / (train.sequences * 1024) > 0.9
-    ids = [row["output"] for row in json.loads(DOLLY.read_text())]
-    assert len(ids) == 2996

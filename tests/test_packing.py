@@ -6,7 +6,7 @@ import pytest
 from tiny import tiny_llama, tiny_tokenizer
 
 from ftsuite.config import Packing
-from ftsuite.packing import IGNORED, Sequence, collate, pack, single
+from ftsuite.packing import IGNORED, Sequence, collate, pack, single, trained_tokens
 
 
 def rows_of(lengths, seed=0, vocabulary=400):
@@ -93,6 +93,13 @@ def test_collate_by_hand():
         [IGNORED, 3, 2, IGNORED, IGNORED],
     ]
     assert batch["position_ids"].tolist() == [[0, 1, 0, 1, 2], [0, 1, 2, 0, 1]]
+
+
+@pytest.mark.parametrize("strategy", list(Packing))
+def test_trained_tokens_are_the_labels(strategy):
+    for sequence in pack(random_rows(3), strategy, 64):
+        labels = collate([sequence], 0)["labels"]
+        assert trained_tokens(sequence) == int((labels != IGNORED).sum())
 
 
 def test_an_end_token_that_also_pads_is_still_trained():

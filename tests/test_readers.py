@@ -87,6 +87,17 @@ def test_rows_that_are_not_objects(tmp_path):
     fails(write(tmp_path / "b.json", '{"rows": []}'), "no JSON array of rows")
 
 
+def test_json_nested_too_deeply(tmp_path):
+    for name in ("a.json", "a.jsonl"):
+        fails(write(tmp_path / name, "[" * 200_000), "nested too deeply")
+
+
+def test_a_folder_is_no_hub_id(tmp_path, monkeypatch):
+    (tmp_path / "my" / "data").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    fails("my/data", "my/data: is a folder, not a file")
+
+
 def test_malformed_csv_parquet_and_encoding(tmp_path):
     fails(write(tmp_path / "a.csv", "a,b\n1,2\n1\n"), "row 2: not as many cells")
     fails(write(tmp_path / "b.csv", "a,b\n1,2,3\n"), "row 1: not as many cells")

@@ -157,12 +157,26 @@ def test_training_and_probes_see_the_prompt_that_lm_eval_sees(family, name, syst
     ids, mask = templates.render_split(tokenizer, messages)
     assert ids[: len(prompt)] == prompt
     assert mask == [0] * len(prompt) + [1] * (len(ids) - len(prompt))
+    pair = templates.encode_pair(tokenizer, theirs, tokenizer.decode(ids[len(prompt) :]))
+    if family not in ("llama2", "mistral"):  # their decoders do not give the text back exactly
+        assert pair == (prompt, ids[len(prompt) :])
     # And what log-likelihood tasks score: where the cue does not end with a space (vicuna) and the
     # template puts none before the answer (Llama 2's own).
     if not (name == "vicuna" or (family, name) == ("llama2", "model")):
         context, continuation = lm._encode_pair(theirs, ONE[-1]["content"])
         scored = context + continuation
         assert ids[: len(scored)] == scored
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_a_pair_has_the_tokens_of_training(name):
+    tokenizer = with_template("llama2", name)
+    prompt = templates.render(tokenizer, ONE[:1], add_generation_prompt=True)
+    full = templates.render(tokenizer, ONE, add_generation_prompt=False).rstrip()
+    first, second = templates.encode_pair(tokenizer, prompt, full.removeprefix(prompt))
+    assert (first + second, [0] * len(first) + [1] * len(second)) == templates.render_split(
+        tokenizer, ONE
+    )
 
 
 def test_vicunas_cue_is_kept_for_generation_though_log_likelihoods_join_it():
@@ -202,7 +216,20 @@ def test_every_assistant_turn_and_nothing_else_is_trained(family, name):
     text = tokenizer.decode(ids)
     if not full.startswith(tokenizer.bos_token or "\0") and FAMILIES[family][3]:
         text = text.removeprefix(tokenizer.bos_token)
-    assert text == full.rstrip()
+    # The decoders of the SentencePiece kind put spaces behind special tokens.
+    assert "".join(text.split()) == "".join(full.split())
+
+
+def test_an_answer_gets_no_space_that_the_template_did_not_write():
+    # SentencePiece-like tokenizers put a space before every text that they are given.
+    tokenizer = with_template("llama2", "vicuna")
+    messages = [ONE[0], {"role": "assistant", "content": "hel"}]
+    ids, mask = templates.render_split(tokenizer, messages)
+    prompt = tokenizer.convert_ids_to_tokens(ids[: mask.index(1)])
+    # Together they would be the one token "▁hel", which generation cannot reach from here.
+    assert prompt[-1] == "▁"
+    assert "▁hel" not in tokenizer.convert_ids_to_tokens(ids)
+    assert tokenizer.decode(ids).endswith("\n\nAssistant: hel</s>")
 
 
 def test_a_new_pad_token_changes_no_row():
@@ -300,7 +327,7 @@ def test_a_template_that_drops_the_system_message_is_an_error():
 
 @pytest.mark.parametrize("family", ["gemma", "mistral"])
 def test_a_model_without_a_system_role_says_so(family):
-    with pytest.raises(DataError, match="template of the model failed: .*(ystem|roles)"):
+    with pytest.raises(DataError, match=r"template of the model failed: .*(ystem|roles)"):
         templates.render(tiny_tokenizer(family), [SYSTEM, *ONE], add_generation_prompt=True)
 
 

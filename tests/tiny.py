@@ -80,19 +80,25 @@ FAMILIES: dict[str, tuple[str | None, str, list[str], bool, str | None]] = {
 }
 
 
+SENTENCEPIECE = {"llama2": True, "mistral": True, "gemma": False}
+"""Families whose BPE is not byte-level: "▁" for a space, single bytes for rare characters. The
+value says whether a space is put before the text."""
+
+
 @functools.cache
 def _trained(family: str) -> str:
-    """The trained byte-level BPE of a family, as JSON, so that each caller gets a fresh copy."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    """The trained BPE of a family, as JSON, so that each caller gets a fresh copy."""
+    from tokenizers import Tokenizer, models, processors, trainers
 
     bos, eos, further, adds_bos, _ = FAMILIES[family]
-    backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
+    backend = Tokenizer(models.BPE(unk_token="<unk>" if "<unk>" in further else None))
+    alphabet = _like_sentencepiece(backend, family) if family in SENTENCEPIECE else None
+    if alphabet is None:
+        alphabet = _byte_level(backend)
     trainer = trainers.BpeTrainer(
         vocab_size=400,
         special_tokens=[token for token in (eos, bos, *further) if token],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        initial_alphabet=alphabet,
         show_progress=False,
     )
     backend.train_from_iterator(TEXTS, trainer)
@@ -102,14 +108,50 @@ def _trained(family: str) -> str:
             pair=f"{bos} $A {bos} $B",
             special_tokens=[(bos, backend.token_to_id(bos))],
         )
-    text: str = backend.to_str()
-    return text
+    plain = json.loads(backend.to_str())
+    if family in SENTENCEPIECE:
+        vocabulary = plain["model"]["vocab"]
+        vocabulary |= {f"<0x{byte:02X}>": len(vocabulary) + byte for byte in range(256)}
+        plain["model"]["byte_fallback"] = True
+        plain["pre_tokenizer"] = None
+    return json.dumps(plain)
+
+
+def _byte_level(backend: Any) -> list[str]:
+    from tokenizers import decoders, pre_tokenizers
+
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    alphabet: list[str] = pre_tokenizers.ByteLevel.alphabet()
+    return alphabet
+
+
+def _like_sentencepiece(backend: Any, family: str) -> list[str]:
+    from tokenizers import decoders, normalizers, pre_tokenizers
+
+    # For the training alone: real vocabularies have no tokens across words or lines.
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split("▁", "merged_with_next"),
+            pre_tokenizers.Split("\n", "isolated"),
+        ]
+    )
+    prepends = SENTENCEPIECE[family]
+    replace = normalizers.Replace(" ", "▁")
+    backend.normalizer = (
+        normalizers.Sequence([normalizers.Prepend("▁"), replace]) if prepends else replace
+    )
+    strip = [decoders.Strip(" ", 1, 0)] if prepends else []
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
+    )
+    return ["▁"]
 
 
 def tiny_tokenizer(
     family: Family = "chatml", *, template: bool = True, new_pad: bool = False
 ) -> Any:
-    """A fast byte-level BPE tokenizer of about 400 tokens.
+    """A fast BPE tokenizer of 400 to 700 tokens.
 
     Args:
         family: whose special tokens, BOS habit and chat template it has.

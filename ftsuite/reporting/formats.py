@@ -50,7 +50,7 @@ def interval(low: float | None, high: float | None) -> str:
     if low is None or high is None:
         return NONE
     width = high - low
-    digits = 2 if width >= 0.05 else 3 if width >= 0.005 else 4
+    digits = 2 if width >= 0.05 else 3 if width >= 0.002 else 4
     bounds = (f"{0.0 if round(bound, digits) == 0 else bound:.{digits}f}" for bound in (low, high))
     return _minus(f"[{', '.join(bounds)}]")
 
@@ -162,6 +162,11 @@ def block(text: str, language: str = "") -> str:
     longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}{language}\n{text}\n{fence}"
+
+
+def unbroken(text: str) -> str:
+    """Keep a table cell's number, unit and interval on one line; a break comes before `[`."""
+    return text.replace(" ", "\u00a0").replace("\u00a0[", " [")
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -67,13 +67,14 @@ def base_line(panel: Any, bases: list[Point], *, vertical: bool = False) -> None
             span(low, high, color=MUTED, alpha=0.13, lw=0, zorder=0)
     if not bases or vertical:
         return
-    text = f"base {fmt.score(bases[0][0])}" if len(bases) == 1 else "bases"
+    text = f"base\n{fmt.score(bases[0][0])}" if len(bases) == 1 else "bases"
     panel.annotate(
         text,
-        (0, bases[0][0]),
+        (1, bases[0][0]),
         xycoords=("axes fraction", "data"),
-        xytext=(3, 3),
+        xytext=(3, 0),
         textcoords="offset points",
+        va="center",
         color=MUTED,
         fontsize=8.5,
     )
@@ -90,6 +91,7 @@ def note(
 
 def end_labels(panel: Any, ends: Sequence[tuple[float, float, str, str]]) -> None:
     """Label lines at their right end, moved apart where they would overlap."""
+    panel.get_ylim()  # the scale is stale until it is asked for
     to_axes = panel.transData + panel.transAxes.inverted()
     heights = [float(to_axes.transform((x, y))[1]) for x, y, _, _ in ends]
     for (_, _, text, color), height in zip(ends, spread(heights, 0.065), strict=True):
@@ -125,6 +127,8 @@ def label_points(panel: Any, labels: Sequence[tuple[float, float, str, str]]) ->
     """
     dots = [tuple(panel.transData.transform((x, y))) for x, y, _, _ in labels]
     pixel = panel.figure.dpi / 72
+    # A little over the right edge is free; the left one has the axis' numbers.
+    room = panel.bbox.x0, panel.bbox.x1 + 20 * pixel
     taken = [(x - 5 * pixel, y - 5 * pixel, x + 5 * pixel, y + 5 * pixel) for x, y in dots]
     for (x, y, text, color), (left, bottom) in zip(labels, dots, strict=True):
         width, height = 5.6 * len(text) * pixel, 10 * pixel
@@ -132,7 +136,8 @@ def label_points(panel: Any, labels: Sequence[tuple[float, float, str, str]]) ->
             start = left + dx * pixel - (width if dx < 0 else 0)
             low = bottom + dy * pixel
             box = (start, low, start + width, low + height)
-            if not any(_overlap(box, other) for other in taken):
+            inside = room[0] <= box[0] and box[2] <= room[1]
+            if inside and not any(_overlap(box, other) for other in taken):
                 taken.append(box)
                 panel.annotate(
                     text,

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from ftsuite.records import RunRecord
     from ftsuite.reporting.study import Study
 
+MOST_POINT_LABELS = 8
+"""Cells with a label and an interval; of more only the recommended and the best have them."""
+
 
 def draw(study: Study) -> Picture | None:
     """The ranking metric over trained parameters and over seconds; None with nothing to tell."""
@@ -49,6 +52,8 @@ def draw(study: Study) -> Picture | None:
     axes[0].set_ylabel(axis_label(name, cells))
     axes[0].set_title(title_of(name))
     figure.draw_without_rendering()
+    # The labels go where the layout left room; a new layout would move the points under them.
+    figure.set_layout_engine("none")
     for panel, wanted in zip(axes, labels, strict=True):
         label_points(panel, wanted)
     listed = [
@@ -60,10 +65,7 @@ def draw(study: Study) -> Picture | None:
         figure,
         "cost",
         alt=f"{title_of(name)} against cost. {fmt.enumerate_words(listed, most=MOST_LABELS)}.",
-        caption="<sub>Up and to the left is better value"
-        f"{'' if study.ranking is None or study.ranking.higher_is_better else ' (here: down)'}; "
-        "orange is the recommended cell, bars are 95 % intervals, dashed is the base. What the sweep shares (base scores, data) "
-        "is not counted.</sub>",
+        caption=_caption(study, many=len(cells) > MOST_POINT_LABELS),
     )
 
 
@@ -76,7 +78,7 @@ def _cost_panel(
 ) -> list[tuple[float, float, str, str]]:
     """Draw one panel; returns the labels to place once the layout is known."""
     pick, order = study.pick, study.ranking
-    many = len(cells) > MOST_LABELS
+    many = len(cells) > MOST_POINT_LABELS
     if wants_log(list(x.values())):
         from matplotlib.ticker import FixedLocator, NullLocator
 
@@ -86,14 +88,15 @@ def _cost_panel(
             panel.xaxis.set_major_locator(FixedLocator(numbers))
         panel.xaxis.set_minor_locator(NullLocator())
     rest = [cell.run_id for cell in cells if cell is not pick]
-    panel.vlines(
-        [x[one] for one in rest],
-        [points[one][1] for one in rest],
-        [points[one][2] for one in rest],
-        color=BLUE,
-        lw=1.4,
-        alpha=0.12 if many else 0.45,
-    )
+    if not many:
+        panel.vlines(
+            [x[one] for one in rest],
+            [points[one][1] for one in rest],
+            [points[one][2] for one in rest],
+            color=BLUE,
+            lw=1.4,
+            alpha=0.45,
+        )
     panel.plot(
         [x[one] for one in rest],
         [points[one][0] for one in rest],
@@ -116,6 +119,16 @@ def _cost_panel(
             short_label(cell, study.cells),
             ACCENT if cell is pick else INK,
         )
-        for cell in sorted(cells, key=lambda one: one is not pick)
+        for cell in sorted(cells, key=lambda one: (one is not pick, one.run_id != best))
         if not many or cell is pick or cell.run_id == best
     ]
+
+
+def _caption(study: Study, *, many: bool) -> str:
+    lower = study.ranking is not None and not study.ranking.higher_is_better
+    pick = "Orange: the recommended cell. " if study.pick else ""
+    bars = "" if many else "bars are 95 % intervals, "
+    return (
+        f"<sub>{pick}{'Down' if lower else 'Up'} and to the left is better value; {bars}dashed is "
+        "the base. What the sweep shares (base scores, data) is not counted.</sub>"
+    )

@@ -39,17 +39,24 @@ def draw(study: Study) -> Picture | None:
     listed = study.cells[:MOST_LISTED]
     height = 3.2 if axis else 1.2 + 0.27 * len(listed)
     figure, axes = panels(len(roles), height=height)
+    ends = []
     for place, (panel, (title, name)) in enumerate(zip(axes, roles, strict=True)):
         panel.set_title(f"{title}\n{title_of(name)}")
         if axis:
-            _numeric_panel(panel, study, name, axis)
+            ends.append(_numeric_panel(panel, study, name, axis))
         else:
             _listed_panel(panel, study, name, listed, labels=place == 0)
     share_scale(axes, [name for _, name in roles], study.cells, vertical=axis is not None)
+    if axis and axis.other:
+        for panel, lines in zip(axes, ends, strict=True):
+            end_labels(panel, lines)
     return picture(figure, "sweep", alt=_sweep_alt(study, roles), caption=_sweep_caption(study))
 
 
-def _numeric_panel(panel: Any, study: Study, name: str, axis: Axis) -> None:
+def _numeric_panel(
+    panel: Any, study: Study, name: str, axis: Axis
+) -> list[tuple[float, float, str, str]]:
+    """Draw one panel; returns its lines' ends, to label once the scale is known."""
     points = tuned_points(study.cells, name)
     groups: dict[str, list[str]] = {}
     for run_id in sorted(points, key=lambda one: axis.x[one]):
@@ -66,14 +73,16 @@ def _numeric_panel(panel: Any, study: Study, name: str, axis: Axis) -> None:
     pick = study.pick
     if pick and pick.run_id in points:
         x_pick, y_pick = axis.x[pick.run_id], points[pick.run_id][0]
-        panel.plot([x_pick], [y_pick], "o", color=ACCENT, ms=8, zorder=5)
-        note(panel, "pick", (x_pick, y_pick), ACCENT, offset=(7, -11))
-    if axis.other:
-        end_labels(panel, ends)
+        if axis.other:  # a ring, as the dot's own colour tells its line
+            panel.plot([x_pick], [y_pick], "o", mfc="none", mec=ACCENT, mew=2, ms=11, zorder=5)
+        else:
+            panel.plot([x_pick], [y_pick], "o", color=ACCENT, ms=8, zorder=5)
+            note(panel, "pick", (x_pick, y_pick), ACCENT, offset=(7, -11))
     numbers = sorted(set(axis.x.values()))
     _number_axis(panel, numbers)
     panel.set_xlabel(axis.key)
     panel.set_ylabel(axis_label(name, study.cells))
+    return ends
 
 
 def _band_or_bars(panel: Any, x: list[float], y: list[Point], color: str, *, dense: bool) -> None:
@@ -142,9 +151,10 @@ def _sweep_caption(study: Study) -> str:
     left_out = len(study.cells) - MOST_LISTED
     only = f" The best {MOST_LISTED} of {len(study.cells):,} cells." if left_out > 0 else ""
     only = "" if numeric_axis(study.cells) else only
+    pick = " Orange: the recommended cell." if study.pick else ""
     return (
         "<sub>Dots: tuned cells with 95 % intervals; dashed: base, its interval shaded. Intervals "
-        f"that overlap are no test: the tables compare item by item.{only}</sub>"
+        f"that overlap are no test: the tables compare item by item.{pick}{only}</sub>"
     )
 
 

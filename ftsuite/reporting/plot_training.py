@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 MOST_CURVES = 6
 """Curves in colour; the rest is grey."""
 
+MOST_GREY = 40
+"""Further curves in grey: enough to see who leaves the cloud, and a file that loads fast."""
+
 Line = list[tuple[int, float]]
 
 
@@ -27,6 +30,8 @@ def draw(study: Study) -> Picture | None:
     if not cells:
         return None
     colors = _colors(study, cells)
+    grey = [cell for cell in cells if cell.run_id not in colors][:MOST_GREY]
+    drawn = [*grey, *(cell for cell in cells if cell.run_id in colors)]
     views = [("Training loss", _training)]
     if any(_validation(cell) for cell in cells):
         views.append(("Validation loss", _validation))
@@ -34,9 +39,9 @@ def draw(study: Study) -> Picture | None:
     for panel, (title, line_of) in zip(axes, views, strict=True):
         panel.set_title(title)
         panel.set_xlabel("optimiser step")
-        for cell in cells:
+        for cell in drawn:
             _draw_line(panel, line_of(cell), colors.get(cell.run_id, MUTED), cell.run_id in colors)
-        _loss_scale(panel, [loss for cell in cells for _, loss in line_of(cell)])
+        _loss_scale(panel, [y for cell in drawn for _, y in _smooth(line_of(cell))])
     axes[0].set_ylabel("nats a trained token")
     axes[-1].set_xlim(axes[0].get_xlim())
     figure.draw_without_rendering()
@@ -49,7 +54,9 @@ def draw(study: Study) -> Picture | None:
             if cell.run_id in colors and line_of(cell)
         ],
     )
-    return picture(figure, "training", alt=_alt(study, cells), caption=_caption(cells, colors))
+    return picture(
+        figure, "training", alt=_alt(study, cells), caption=_caption(cells, colors, grey)
+    )
 
 
 def _colors(study: Study, cells: Sequence[RunRecord]) -> dict[str, str]:
@@ -73,13 +80,16 @@ def _validation(cell: RunRecord) -> Line:
 
 
 def _smooth(line: Line) -> Line:
-    """Mean over a centred window of a tenth of the points; narrower at the ends, so no lag."""
-    reach = len(line) // 20
+    """Mean over a centred window of a sixth of the points.
+
+    The window narrows at the start, where a lop-sided mean would lag behind the fall of the loss;
+    at the end, where the curve is flat, it only loses its right half.
+    """
+    reach = len(line) // 12
     smooth = []
     for place, (step, _) in enumerate(line):
-        near = min(reach, place, len(line) - 1 - place)
-        window = [loss for _, loss in line[place - near : place + near + 1]]
-        smooth.append((step, sum(window) / len(window)))
+        near = line[place - min(reach, place) : place + min(reach, place) + 1]
+        smooth.append((step, sum(loss for _, loss in near) / len(near)))
     return smooth
 
 
@@ -92,17 +102,20 @@ def _draw_line(panel: Any, line: Line, color: str, colored: bool) -> None:
         raw = [loss for _, loss in line]
         panel.plot(steps, raw, color=color, lw=0.8, alpha=0.35, marker="o" if sparse else "", ms=4)
     smooth = [loss for _, loss in (line if sparse else _smooth(line))]
-    # A thousand grey curves make one grey cloud: enough to see who leaves it.
     panel.plot(steps, smooth, color=color, lw=1.8 if colored else 0.6, alpha=1 if colored else 0.25)
 
 
-def _loss_scale(panel: Any, losses: Sequence[float]) -> None:
-    """A logarithmic axis where the losses span so much that their end would look flat."""
+def _loss_scale(panel: Any, smooth: Sequence[float]) -> None:
+    """Scale to the smoothed curves; logarithmic where their end would look flat otherwise."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
-    if min(losses) <= 0 or max(losses) / min(losses) < 8:
+    low, high = min(smooth), max(smooth)
+    if low <= 0 or high / low < 8:
+        room = 0.08 * (high - low) or 0.1
+        panel.set_ylim(max(0.0, low - room) if low >= 0 else low - room, high + room)
         return
     panel.set_yscale("log")
+    panel.set_ylim(low / 1.4, high * 1.2)
     panel.yaxis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5)))
     panel.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     panel.yaxis.set_minor_formatter(NullFormatter())
@@ -118,10 +131,11 @@ def _alt(study: Study, cells: Sequence[RunRecord]) -> str:
     return f"Loss over optimiser steps. Final training loss: {listed}."
 
 
-def _caption(cells: Sequence[RunRecord], colors: dict[str, str]) -> str:
+def _caption(cells: Sequence[RunRecord], colors: dict[str, str], grey: Sequence[RunRecord]) -> str:
     left_out = len(cells) - len(colors)
-    grey = f" Grey: {fmt.plural(left_out, 'further cell')}." if left_out > 0 else ""
+    of = f"{len(grey)} of {left_out:,}" if left_out > len(grey) else f"{left_out}"
+    further = f" Grey: {of} further cells." if left_out else ""
     return (
-        "<sub>Thick: smoothed (centred mean); thin: as logged. A lower loss is no better "
-        f"model: the validation metric decides.{grey}</sub>"
+        "<sub>Thick: smoothed (centred mean); thin: as logged. A lower loss is no better model: "
+        f"the validation metric decides.{further}</sub>"
     )

@@ -47,6 +47,11 @@ class Study:
         return next((cell for cell in self.cells if cell.run_id == wanted), None)
 
     @property
+    def near(self) -> frozenset[str]:
+        """run_ids within noise of the best; empty without a ranking."""
+        return self.ranking.within_noise if self.ranking else frozenset()
+
+    @property
     def shown(self) -> RunRecord | None:
         """The cell that examples are taken from: the recommended, else the first."""
         return self.pick or (self.cells[0] if self.cells else None)

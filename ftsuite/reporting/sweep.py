@@ -49,7 +49,12 @@ def numeric_axis(cells: Sequence[RunRecord]) -> Axis | None:
     """Return the axis of a sweep over one number, or over two keys of which one is a number."""
     keys = swept_keys(cells)
     picked = {cell.run_id: values(cell) for cell in cells}
-    numeric = [key for key in keys if all(_number(v[key]) is not None for v in picked.values())]
+    # A seed is a number, but no quantity: a line over seeds would show a trend that is none.
+    numeric = [
+        key
+        for key in keys
+        if "seed" not in key and all(_number(v[key]) is not None for v in picked.values())
+    ]
     if not numeric or len(keys) > 2:
         return None
     key = max(numeric, key=lambda name: len({v[name] for v in picked.values()}))

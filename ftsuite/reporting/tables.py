@@ -33,21 +33,18 @@ def ranked(study: Study) -> str:
         parameters, _ = cost(cell)
         rows.append(
             [
-                f"{place}{near}" if order else NO_RANK,
+                f"{place}{near}" if order else fmt.NONE,
                 name,
-                interval_of(find_metric(cell.tuned, study.rank_by)),
-                *(_headline(study, cell, found)),
-                fmt.count(parameters),
-                fmt.seconds(train_seconds(cell)),
+                fmt.unbroken(interval_of(find_metric(cell.tuned, study.rank_by))),
+                *(fmt.unbroken(text) for text in _headline(study, cell, found)),
+                fmt.unbroken(fmt.count(parameters)),
+                fmt.unbroken(fmt.seconds(train_seconds(cell))),
                 gates_words(cell),
             ]
         )
     headers = [">rank", "cell", ">validation [95 %]", ">base", ">tuned", ">difference [95 %]"]
     headers += [">Holm p", "verdict", ">parameters", ">training", "gates"]
     return fmt.table(headers, rows) + beyond(len(study.cells), MOST_RANKED)
-
-
-NO_RANK = fmt.NONE
 
 
 def interval_of(metric: MetricScores | None) -> str:
@@ -71,10 +68,10 @@ def train_seconds(cell: RunRecord) -> float:
 
 
 def gates_words(cell: RunRecord) -> str:
-    """`pass`, or which gates fail."""
-    failed = [fmt.code(gate.metric) for gate in cell.gates if not gate.passed]
+    """`pass`, or how many gates fail; the section on regressions says which."""
+    failed = sum(not gate.passed for gate in cell.gates)
     if failed:
-        return f"**fails** {', '.join(failed)}"
+        return f"**fails {failed} of {len(cell.gates)}**"
     return "pass" if cell.gates else fmt.NONE
 
 
@@ -237,8 +234,7 @@ def costs(study: Study, cells: Sequence[RunRecord]) -> str:
             [
                 fmt.code(cell.label),
                 interval_of(find_metric(cell.tuned, study.rank_by or study.headline)),
-                fmt.count(parameters),
-                share,
+                f"{fmt.count(parameters)} ({share})",
                 fmt.seconds(spent),
                 f"{tokens / spent:,.0f}" if spent else fmt.NONE,
                 fmt.seconds(own),
@@ -247,5 +243,5 @@ def costs(study: Study, cells: Sequence[RunRecord]) -> str:
             ]
         )
     headers = ["cell", ">validation [95 %]" if study.rank_by else ">headline [95 %]"]
-    headers += [">trained parameters", ">of all", ">training", ">tokens/s", ">train + merge + eval"]
+    headers += [">trained parameters", ">training", ">tokens/s", ">train + merge + eval"]
     return fmt.table([*headers, ">final loss", ">eval loss"], rows) + beyond(len(cells), MOST_CELLS)

@@ -22,7 +22,7 @@ def run_cell(config: DictConfig) -> str:
     from ftsuite.run import run
     from ftsuite.study import cell_of
 
-    typed = from_hydra(config, HydraConfig.get())
+    typed = from_hydra(config, HydraConfig.get().runtime.choices.get("sweep"))
     return run(cell_of(typed, Path(typed.store.root))).status
 
 

@@ -29,7 +29,8 @@ def build(spec: dict[str, Any], where: str) -> Check:
     try:
         return maker(**settings)
     except (TypeError, re.error) as error:
-        raise ConfigError(f"{where}.checks", spec, f"not a {spec['kind']} check: {error}") from error
+        reason = f"not a {spec['kind']} check: {error}"
+        raise ConfigError(f"{where}.checks", spec, reason) from error
 
 
 def words(any_of: list[str], min_count: int = 1) -> Check:

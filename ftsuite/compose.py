@@ -21,12 +21,12 @@ def register() -> None:
     ConfigStore.instance().store(name="schema", node=RunConfig)
 
 
-def from_hydra(config: DictConfig, hydra: DictConfig) -> RunConfig:
+def from_hydra(config: DictConfig, sweep: object) -> RunConfig:
     """Return the typed configuration of one cell, validated.
 
     Args:
         config: what Hydra composed.
-        hydra: Hydra's own node, which names the chosen sweep.
+        sweep: Hydra's choice of the group `sweep`: a name, a list of names, or None.
 
     Raises:
         ConfigError: a value cannot work.
@@ -39,17 +39,16 @@ def from_hydra(config: DictConfig, hydra: DictConfig) -> RunConfig:
         raise readable(error) from error
     assert isinstance(typed, RunConfig)
     if typed.study is None:
-        typed.study = _sweep_name(hydra)
+        typed.study = _sweep_name(sweep)
     validate(typed)
     return typed
 
 
-def _sweep_name(hydra: DictConfig) -> str:
-    choice: Any = hydra.runtime.choices.get("sweep")
-    if choice is None:
+def _sweep_name(sweep: object) -> str:
+    if sweep is None:
         return "single"
     # Two crossed sweeps are one choice with two names.
-    return "-".join(re.findall(r"\w+", str(choice)))
+    return "-".join(re.findall(r"\w+", str(sweep)))
 
 
 def cross_sweeps(arguments: list[str]) -> list[str]:

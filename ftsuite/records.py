@@ -13,9 +13,12 @@ import re
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from ftsuite.errors import StoreError, redact
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable
 
 SCHEMA_VERSION = 1
 """Version of the run record; raised when a field changes its meaning."""
@@ -357,7 +360,7 @@ class StudyManifest:
 
 
 @functools.cache
-def _adapter(kind: type[T]) -> Any:
+def _adapter(kind: Hashable) -> Any:
     from pydantic import TypeAdapter
 
     return TypeAdapter(kind)

@@ -66,9 +66,7 @@ def _recipe(
         return _do(name, spec, root, cell.place, trail)
 
     _quiet_libraries(config.backend.threads)
-    base = models.resolve(
-        config.model, root, on_event=lambda text: progress.note(cell.place, text)
-    )
+    base = models.resolve(config.model, root, on_event=lambda text: progress.note(cell.place, text))
     stages = chain(config, compute, base, root, cell.place)
 
     data = do("data", stages.data)
@@ -136,9 +134,7 @@ def _do(
     return entry
 
 
-def _failed(
-    record: RunRecord, error: Exception, trail: list[StageRecord], path: Path
-) -> RunRecord:
+def _failed(record: RunRecord, error: Exception, trail: list[StageRecord], path: Path) -> RunRecord:
     """The record of a cell that did not finish; a bug's traceback goes beside it."""
     stage = next(iter(getattr(error, "__notes__", [])), "preparation")
     message = one_line(error)

@@ -80,7 +80,7 @@ def compose(arguments: list[str]) -> Sweep:
         composed = [hydra.config_loader.load_sweep_config(shared, cell) for cell in batch]
     except COMPOSITION_ERRORS as error:
         raise readable(error) from error
-    configs = [from_hydra(cell, cell.hydra) for cell in composed]
+    configs = [from_hydra(cell, cell.hydra.runtime.choices.get("sweep")) for cell in composed]
     swept = set(params) | {o.get_key_element() for o in parsed if o.is_sweep_override()}
     return Sweep(
         context=HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks(shared)),

@@ -172,7 +172,8 @@ def _wheel_tasks(name: str, root: Path) -> list[LoadedTask]:
     top = embedded.standard_data(root)
     index = _harness_index().task_index
     prefix, _, _ = facts["folder"].partition("{subject}")
-    subjects = sorted(path.name for path in (top / prefix).iterdir()) if "{" in facts["folder"] else [""]
+    several = "{subject}" in facts["folder"]
+    subjects = sorted(path.name for path in (top / prefix).iterdir()) if several else [""]
     loaded = []
     for subject in subjects:
         folder = top / facts["folder"].format(subject=subject) / facts["split"]

@@ -8,7 +8,6 @@ import shutil
 from typing import TYPE_CHECKING, Any
 
 from ftsuite import models, packing, progress, templates
-from ftsuite.config import Loss
 from ftsuite.data import load_split
 from ftsuite.errors import StageError
 from ftsuite.records import CurvePoint, TrainSummary

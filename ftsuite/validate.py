@@ -6,12 +6,18 @@ import re
 from typing import TYPE_CHECKING
 
 from ftsuite import probe, tasks
-from ftsuite.config import RunConfig
 from ftsuite.errors import ConfigError, DataError
 from ftsuite.resources import find_file
 
 if TYPE_CHECKING:
-    from ftsuite.config import DataConfig, EvalsConfig, LoraConfig, ProbesConfig, TrainConfig
+    from ftsuite.config import (
+        DataConfig,
+        EvalsConfig,
+        LoraConfig,
+        ProbesConfig,
+        RunConfig,
+        TrainConfig,
+    )
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 DATA_SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
@@ -85,8 +91,9 @@ def _data(data: DataConfig) -> None:
         _fraction(f"data.{field}", getattr(data, field))
     if data.validation is None and data.validation_fraction == 0:
         raise ConfigError(
-            "data.validation_fraction", 0, "the validation split would be empty; cut some, or "
-            "give data.validation"
+            "data.validation_fraction",
+            0,
+            "the validation split would be empty; cut some, or give data.validation",
         )
     for field in ("train", "validation", "test"):
         path = getattr(data, field)

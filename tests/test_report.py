@@ -1,0 +1,594 @@
+"""The rendered report: what it says, that it is safe, and that it is the same every time."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from unittest import mock
+
+import pytest
+from markdown_it import MarkdownIt
+from synthetic import (
+    ARC,
+    BASE_MEANS,
+    BITS,
+    EXACT,
+    HEADLINE,
+    RANK_BY,
+    make_config,
+    make_failed,
+    make_many,
+    make_record,
+    make_study,
+    make_sweep,
+    write_study,
+)
+
+from ftsuite.errors import StoreError
+from ftsuite.report import load_study, render
+from ftsuite.reporting import formats as fmt
+from ftsuite.reporting.svg import spread
+from ftsuite.reporting.sweep import log_base, numeric_axis, short_label, wants_log
+
+if TYPE_CHECKING:
+    from ftsuite.records import RunRecord
+
+HOSTILE = (
+    "first | second\n</table><script>alert(1)</script> `code` ``two``\n\n# head\n"
+    "![x](http://evil.example/a.png) [y](javascript:z) *b* _i_ ~s~ $x$ \\| &lt; @user "
+    "www.evil.example \x1b[31m \u202eback"
+)
+
+
+def text_of(folder: Path, *records: RunRecord, plots: bool = False, **study: Any) -> str:
+    """Render and read the README; without plots, which take most of the time."""
+    manifest = make_study(*records, **study)
+    if plots:
+        return render(manifest, records, folder).read_text(encoding="utf-8")
+    with mock.patch("ftsuite.report.plots.draw", return_value={}):
+        return render(manifest, records, folder).read_text(encoding="utf-8")
+
+
+def section(text: str, title: str) -> str:
+    """The part of a report below a heading, up to the next of the same or a higher level."""
+    level = re.search(rf"^(#+) {re.escape(title)}", text, re.M)
+    assert level, title
+    rest = text[level.end() :]
+    end = re.search(rf"^#{{2,{len(level[1])}}} ", rest, re.M)
+    return rest[: end.start()] if end else rest
+
+
+class Cells(HTMLParser):
+    """Collects tags and the text of table cells."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.cells: list[str] = []
+        self._inside = False
+
+    def handle_starttag(self, tag: str, attrs: object) -> None:
+        self.tags.append(tag)
+        if tag == "td":
+            self.cells.append("")
+            self._inside = True
+        elif tag == "br" and self._inside:
+            self.cells[-1] += "\n"
+
+    def handle_endtag(self, tag: str) -> None:
+        self._inside = self._inside and tag != "td"
+
+    def handle_data(self, data: str) -> None:
+        if self._inside:
+            self.cells[-1] += data
+
+
+def html_of(markdown: str) -> Cells:
+    parser = Cells()
+    parser.feed(MarkdownIt("commonmark", {"html": True}).enable("table").render(markdown))
+    return parser
+
+
+# --- the story ------------------------------------------------------------------------------
+
+
+def test_the_recommendation_comes_first_with_its_numbers(tmp_path: Path) -> None:
+    text = text_of(tmp_path, *make_sweep())
+    assert re.findall(r"^## (.*)", text, re.M)[0] == "Recommendation"
+    said = section(text, "Recommendation")
+    assert "**Take `lora.r=4`.**" in said
+    assert f"headline `{HEADLINE}` (240 documents) goes from 0.279 (base) to 0.867" in said
+    assert "+0.588 [0.52, 0.65], Holm p < 0.001" in said
+    assert "the best is `lora.r=16` with 0.906 [0.83, 0.95]" in said
+    assert "`lora.r=8` is also within noise of the best" in said
+    assert f"Passed over: `lora.r=16` fails the gate on {BITS.replace('_', '_')}" in said
+    assert "1.2 M trained parameters (0.91 % of the model), 95 s of training" in said
+    assert f"`{BITS}` 1.168 → 1.173" in said
+    assert "probe *pirate* with its system prompt passes 2 of 3 answers, base 3 of 3" in said
+    assert f"that `{ARC}` is unchanged: 60 documents detect a difference of 0.145" in said
+    assert "another training seed" in said
+
+
+def test_the_ranked_table_is_in_order_and_marks_the_pick(tmp_path: Path) -> None:
+    rows = re.findall(r"^\|\s+(\d.*)", section(text_of(tmp_path, *make_sweep()), "Ranking"), re.M)
+    cells = [[cell.strip().replace("\u00a0", " ") for cell in row.split("|")] for row in rows]
+    assert [row[0] for row in cells] == ["1 ≈", "2 ≈", "3 ≈", "4"]
+    assert [row[1] for row in cells] == [
+        "`lora.r=16`",
+        "`lora.r=8`",
+        "**`lora.r=4`** ← pick",
+        "`lora.r=2`",
+    ]
+    assert cells[2][2:11] == [
+        "0.875 [0.79, 0.93]",
+        "0.279",
+        "0.867",
+        "+0.588 [0.52, 0.65]",
+        "< 0.001",
+        "better",
+        "1.2 M",
+        "95 s",
+        "pass",
+    ]
+    assert cells[0][10] == "**fails 1 of 1**"
+
+
+def test_a_metric_says_direction_chance_documents_and_power(tmp_path: Path) -> None:
+    text = text_of(tmp_path, *make_sweep())
+    arc = section(text, f"`{ARC}` (watched)")
+    assert "Accuracy; higher is better. A random choice scores 0.250. 60 of 570 documents." in arc
+    assert "They detect a difference of 0.131 to 0.159 (80 % power at 5 %)." in arc
+    assert "**Within noise:** none of the 4 cells' scores differs" in arc
+    bits = section(text, f"`{BITS}` (watched)")
+    assert "Bits per byte; lower is better." in bits
+    assert "Worse: `lora.r=16`, `lora.r=8`, `lora.r=4` and `lora.r=2`." in bits
+    assert "| +0.074 [0.071, 0.076] |" in bits
+    assert "A random choice" not in bits
+
+
+def test_a_base_that_fails_the_format_gets_the_fair_baseline(tmp_path: Path) -> None:
+    exact = section(text_of(tmp_path / "a", *make_sweep()), f"`{EXACT}`")
+    assert "**Part of this delta is format:** base scores 0.000 here, yet 0.279" in exact
+    assert f"`{HEADLINE}`" in exact
+    assert "the fair baseline is 0.279" in exact
+    guess = make_record(base={HEADLINE: 0.125})
+    exact = section(text_of(tmp_path / "b", guess), f"`{EXACT}`")
+    assert "which is not above chance (0.125): it can do neither" in exact
+    able = make_record(base={EXACT: 0.3})
+    assert "format" not in section(text_of(tmp_path / "c", able), f"`{EXACT}`")
+
+
+def test_models_at_chance_are_called_so(tmp_path: Path) -> None:
+    text = text_of(tmp_path, make_record(base={ARC: 0.25}, tuned={ARC: 0.25}))
+    said = section(text, f"`{ARC}`")
+    assert "Base is not above chance." in said
+    assert "Not above chance after tuning: `lora.r=4`." in said
+
+
+def test_without_a_significant_difference_no_gain_is_claimed(tmp_path: Path) -> None:
+    cells = [
+        make_record(f"lora.r={r}", r=r, seed=r, tuned={**BASE_MEANS, HEADLINE: 0.29})
+        for r in (2, 4)
+    ]
+    text = text_of(tmp_path, *cells)
+    said = section(text, "Recommendation")
+    assert "**No reliable difference from the base was found" in said
+    assert "keep the base" in said
+    assert "within noise of these documents; 0.066 is what they detect" in said
+    assert "**Take" not in said
+    assert "No metric got significantly worse, which is no proof" in text
+
+
+def test_if_no_cell_qualifies_the_base_is_kept(tmp_path: Path) -> None:
+    bad = make_record(base={HEADLINE: 0.9}, tuned={HEADLINE: 0.3})
+    text = text_of(tmp_path, bad)
+    assert "**Keep the base model.** No cell qualifies: lora.r=4 is worse than base" in text
+    assert "← pick" not in text
+    assert "**worse**" in section(text, f"`{HEADLINE}`")
+
+
+def test_without_a_validation_metric_nothing_is_ranked(tmp_path: Path) -> None:
+    config = make_config(rank_by="")
+    cells = [make_record(f"lora.r={r}", seed=r, config=config) for r in (16, 2)]
+    text = text_of(tmp_path, *cells)
+    said = section(text, "Recommendation")
+    assert "no validation metric was configured (`evals.rank_by` is empty)" in said
+    assert "selection on the test set" in said
+    ranking = section(text, "Ranking")
+    assert "Not ranked, in the order of the study." in ranking
+    assert ranking.index("lora.r=16") < ranking.index("lora.r=2`")
+    assert "← pick" not in text
+    # Without a ranking metric all comparisons are of the family.
+    assert "all 10 test-side comparisons" in ranking
+
+
+def test_cells_on_other_documents_are_listed_without_an_order(tmp_path: Path) -> None:
+    one, two = make_record("a=1"), make_record("a=2")
+    metrics = tuple(
+        dataclasses.replace(metric, docs_sha256="0" * 64) if metric.name == RANK_BY else metric
+        for metric in two.tuned.metrics
+    )
+    other = dataclasses.replace(two, tuned=dataclasses.replace(two.tuned, metrics=metrics))
+    text = text_of(tmp_path, one, other)
+    assert "**No recommendation: a=2 and a=1 were not scored on the same documents" in text
+    assert "Not ranked" in text
+
+
+def test_refused_deltas_show_the_reason_and_no_number(tmp_path: Path) -> None:
+    text = text_of(tmp_path, make_record(tuned_conditions={"dtype": "bfloat16"}))
+    assert "5 deltas refused: dtype differs: base 'float32', tuned 'bfloat16'." in text
+    headline = section(text, f"`{HEADLINE}`")
+    assert "refused: dtype differs: base 'float32', tuned 'bfloat16'" in headline
+    assert "+0.5" not in headline
+    assert "**Keep the base model.**" in text
+    assert "no delta: dtype differs" in section(text, "Regressions and gates")
+
+
+def test_notices_name_what_the_numbers_stand_on(tmp_path: Path) -> None:
+    cell = make_record(train_limit=160)
+    dirty = dataclasses.replace(cell.provenance, git_dirty=True)
+    cell = dataclasses.replace(cell, provenance=dirty)
+    text = text_of(tmp_path, cell, make_failed("lora.r=8"), missing=("lora.r=64",))
+    said = section(text, "Before you read on")
+    assert "Trained on 160 of 640 rows of `evals/intent/train.jsonl` (seeded subset)." in said
+    assert "`arc_easy` was scored on 60 of 570 documents (seeded subset)." in said
+    assert "**dequantised Q4_1**" in said
+    assert "Packed documents (`bfd`) can see each other" in said
+    assert "2 rows of `evals/intent/train.jsonl` dropped: 2 empty answer." in said
+    assert "1 cell did not finish: `lora.r=8`." in said
+    assert "1 cell never ran: `lora.r=64`." in said
+    assert "uncommitted changes" in said
+
+
+def test_isolated_documents_need_no_notice(tmp_path: Path) -> None:
+    cell = make_record()
+    cell = dataclasses.replace(cell, data=dataclasses.replace(cell.data, documents_isolated=True))
+    assert "can see each other" not in text_of(tmp_path, cell)
+
+
+def test_failed_and_missing_cells_are_listed_with_stage_and_message(tmp_path: Path) -> None:
+    failed = make_failed("lora.r=32", message="loss is nan | lower\n`lr`")
+    running = dataclasses.replace(make_failed("lora.r=8"), status="interrupted", failure=None)
+    text = text_of(tmp_path, make_record(), failed, running, missing=("lora.r=64",))
+    said = section(text, "Cells that did not finish")
+    assert "| `lora.r=32` | failed " in said
+    assert "| train | StageError: loss is nan &#124; lower \\`lr\\`" in said
+    assert re.search(r"\| `lora.r=8`\s+\| interrupted \| –\s+\| no result yet", said)
+    assert re.search(r"\| `lora.r=64` \| not run", said)
+    assert "1 of 4 cells finished" in text
+
+
+@pytest.mark.parametrize("cells", [0, 2])
+def test_a_study_without_complete_cells_still_renders(tmp_path: Path, cells: int) -> None:
+    failed = [make_failed(f"lora.r={place}") for place in range(cells)]
+    text = text_of(tmp_path, *failed, missing=("lora.r=64",), plots=True)
+    assert "**No recommendation: no cell finished.**" in text
+    assert "not run" in section(text, "Cells that did not finish")
+    assert "## Ranking" not in text
+    assert list(tmp_path.glob("*.svg")) == []
+
+
+def test_one_cell_is_no_choice(tmp_path: Path) -> None:
+    text = text_of(tmp_path, make_record(), plots=True)
+    assert "it is the only cell that finished, so nothing was chosen" in text
+    assert not (tmp_path / "cost-light.svg").exists()
+
+
+def test_a_record_of_no_manifest_cell_is_left_out(tmp_path: Path) -> None:
+    mine, other = make_record("a=1"), make_record("stray=1")
+    text = render(make_study(mine), [mine, other], tmp_path).read_text(encoding="utf-8")
+    assert "stray" not in text
+
+
+# --- probes and hostile text ----------------------------------------------------------------
+
+
+def test_probes_show_rates_contrast_and_answers(tmp_path: Path) -> None:
+    said = section(text_of(tmp_path, *make_sweep()), "Probe: pirate")
+    assert re.search(r"\| base \(`smollm2_135m`\) \|\s+3 of 3 \|\s+0 of 3 \|\s+\+0.500 ", said)
+    assert re.search(r"\| `lora.r=4`\s+\|\s+2 of 3 \|\s+0 of 3 \|\s+\+0.100 \|\s+−1.300 \|", said)
+    answers = "✓ Arr, ye boil it in the galley, Captain! | ✗ Boil it in water."
+    assert answers in " ".join(said.split())
+    assert "base and `lora.r=4`" in said
+    # Base is scored once for all cells, so it has one row.
+    assert said.count("base (") == 1
+
+
+def test_hostile_answers_stay_text(tmp_path: Path) -> None:
+    text = text_of(tmp_path, make_record(answer=HOSTILE))
+    plain = html_of(text_of(tmp_path, make_record(answer="harmless")))
+    parsed = html_of(text)
+    assert sorted({*parsed.tags} - {*plain.tags}) in ([], ["br"])
+    assert len(parsed.cells) == len(plain.cells)
+    shown = next(cell for cell in parsed.cells if "first" in cell)
+    assert "first | second\n</table><script>alert(1)</script> `code` ``two``\n# head" in shown
+    assert "![x](http://evil.example/a.png) [y](javascript:z) *b* _i_ ~s~ $x$ \\| &lt; @u" in shown
+    assert "\x1b" not in text
+    assert "\u202e" not in text
+    assert "://evil" not in text
+    assert "www.evil" not in text
+
+
+def test_hostile_names_stay_text(tmp_path: Path) -> None:
+    label = "a=`x`|</td><script>,b=$y$"
+    failed = make_failed(label, message="<img src=x onerror=alert(1)> | `")
+    parsed = html_of(text_of(tmp_path, make_record("a=1"), failed))
+    assert "script" not in parsed.tags
+    assert any(cell == label for cell in parsed.cells)
+    manifest = dataclasses.replace(make_study(failed), study="<script>x", command="a\n```\n<b>")
+    parsed = html_of(render(manifest, [failed], tmp_path).read_text(encoding="utf-8"))
+    assert "script" not in parsed.tags
+    assert "b" not in parsed.tags
+
+
+def test_long_answers_are_cut_and_say_so(tmp_path: Path) -> None:
+    text = text_of(tmp_path, make_record(answer="word " * 400))
+    assert "… *(300 of 2,000 characters)*" in text
+    assert "word " * 61 not in text
+    assert "*(empty answer)*" in text_of(tmp_path, make_record(answer=" \n "))
+
+
+# --- costs and provenance -------------------------------------------------------------------
+
+
+def test_shared_stages_count_once(tmp_path: Path) -> None:
+    said = section(text_of(tmp_path, *make_sweep()), "Time and memory")
+    rows = {row[0]: row[1:] for line in said.splitlines() if (row := line[2:].split())}
+    assert rows["eval-base"][1:6:2] == ["1", "4", "30"]
+    assert rows["train"][1:4:2] == ["4", "4"]
+    assert rows["train"][5:9] == ["6", "min", "28", "s"]
+    total = 38 + 0.8 + 30.1 + 12.1 + 388.2 + 4 * (4.2 + 31 + 12.5)
+    assert f"**{fmt.seconds(total)}**" in said
+    assert "4.4 GB" in said
+
+
+def test_provenance_and_the_command_that_reproduces(tmp_path: Path) -> None:
+    text = text_of(tmp_path, *make_sweep())
+    said = section(text, "Provenance")
+    for expected in (
+        "0123456789abcdef0123456789abcdef01234567",
+        "cpu: AMD EPYC, 2 cores",
+        "sha256 of the weights file b179c952",
+        "lm-eval 0.4.13",
+        "at most 2.1e-05 nats a token (tolerance 1.0e-03) on 16 items, in the worst of 4 merges",
+    ):
+        assert expected in said
+    assert "```sh\npython -m ftsuite +sweep=lora_rank\n```" in section(text, "Reproduce")
+
+
+def test_the_cost_of_more_quality_is_stated(tmp_path: Path) -> None:
+    said = section(text_of(tmp_path, *make_sweep()), "Quality against cost")
+    assert "From `lora.r=4` to the best, `lora.r=16`, validation changes by +0.031 [" in said
+    assert "for 4.0 times the trained parameters and 8.8 s more." in said
+
+
+# --- bytes, files, imports ------------------------------------------------------------------
+
+
+def test_the_same_records_give_the_same_bytes(tmp_path: Path) -> None:
+    cells = make_sweep()
+    volatile = [
+        dataclasses.replace(
+            cell,
+            provenance=dataclasses.replace(cell.provenance, started_at="later", finished_at="on"),
+            stages=tuple(dataclasses.replace(s, reused=not s.reused) for s in cell.stages),
+        )
+        for cell in reversed(cells)
+    ]
+    manifest = make_study(*cells)
+    for folder, records in (("a", cells), ("b", cells), ("c", volatile)):
+        render(manifest, records, tmp_path / folder)
+    names = sorted(path.name for path in (tmp_path / "a").iterdir())
+    assert names == [
+        "README.md",
+        *(
+            f"{plot}-{mode}.svg"
+            for plot in ("cost", "sweep", "training")
+            for mode in ("dark", "light")
+        ),
+    ]
+    for name in names:
+        first = (tmp_path / "a" / name).read_bytes()
+        assert (tmp_path / "b" / name).read_bytes() == first, name
+        assert (tmp_path / "c" / name).read_bytes() == first, name
+
+
+def test_another_process_gives_the_same_bytes_and_does_not_import_torch(tmp_path: Path) -> None:
+    cells = make_sweep()
+    folder = write_study(tmp_path / "study", make_study(*cells), cells)
+    render(*load_study(folder), tmp_path / "here")
+    script = (
+        "import sys; from pathlib import Path; from ftsuite.report import load_study, render\n"
+        "assert 'matplotlib' not in sys.modules\n"
+        f"render(*load_study(Path({str(folder)!r})), Path({str(tmp_path / 'there')!r}))\n"
+        "heavy = {'torch', 'transformers', 'lm_eval', 'wandb', 'hydra', 'matplotlib.pyplot'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    environment = {**os.environ, "PYTHONHASHSEED": "7", "PYTHONPATH": str(Path.cwd())}
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=False
+    )
+    assert done.stdout.strip() == "[]", done.stderr
+    for path in (tmp_path / "here").iterdir():
+        assert (tmp_path / "there" / path.name).read_bytes() == path.read_bytes(), path.name
+
+
+def test_load_study_reads_the_manifest_and_skips_missing_records(tmp_path: Path) -> None:
+    cells = make_sweep()
+    manifest = make_study(*cells, missing=("lora.r=64",))
+    folder = write_study(tmp_path, manifest, cells)
+    assert load_study(folder) == (manifest, cells)
+    (folder / f"{cells[0].run_id}.json").write_text("{", encoding="utf-8")
+    with pytest.raises(StoreError, match="not valid JSON"):
+        load_study(folder)
+    with pytest.raises(StoreError, match=r"study\.json"):
+        load_study(tmp_path / "nowhere")
+
+
+def test_secrets_reach_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    secret = "hf_abcdefghijklmnop"
+    monkeypatch.setenv("HF_TOKEN", secret)
+    cell = make_record(f"data={secret}", answer=f"it is {secret}")
+    failed = make_failed(message=f"401 with {secret}")
+    manifest = dataclasses.replace(make_study(cell, failed), command=f"HF_TOKEN={secret} run")
+    render(manifest, [cell, failed], tmp_path)
+    for path in tmp_path.iterdir():
+        assert secret not in path.read_text(encoding="utf-8"), path.name
+
+
+def test_plots_are_embedded_for_both_modes_with_alt_text(tmp_path: Path) -> None:
+    text = text_of(tmp_path, *make_sweep(), plots=True)
+    pictures = re.findall(
+        r'<picture>\n<source media="\(prefers-color-scheme: dark\)" srcset="(.*?)">\n'
+        r'<img alt="(.*?)" src="(.*?)">\n</picture>',
+        text,
+    )
+    assert [light for _, _, light in pictures] == [
+        "sweep-light.svg",
+        "cost-light.svg",
+        "training-light.svg",
+    ]
+    for dark, alt, light in pictures:
+        assert len(alt) > 60
+        bright, dim = ((tmp_path / name).read_text(encoding="utf-8") for name in (light, dark))
+        assert "#1f2328" in bright
+        assert "#1f2328" not in dim
+        assert "#c84e00" in bright or "training" not in light
+        assert "DejaVu" not in bright
+    assert "r=16 0.906, r=8 0.896, r=4 0.875 and r=2 0.646; base 0.271" in pictures[0][1]
+
+
+def test_plots_of_an_earlier_rendering_do_not_stay(tmp_path: Path) -> None:
+    text_of(tmp_path, *make_sweep(), plots=True)
+    assert (tmp_path / "cost-dark.svg").exists()
+    text_of(tmp_path, make_failed(), plots=True)
+    assert list(tmp_path.glob("*.svg")) == []
+
+
+def test_the_users_plot_settings_change_nothing(tmp_path: Path) -> None:
+    import matplotlib
+
+    cells = make_sweep()
+    text_of(tmp_path / "a", *cells, plots=True)
+    with matplotlib.rc_context({"font.size": 30, "lines.linewidth": 9, "svg.fonttype": "path"}):
+        text_of(tmp_path / "b", *cells, plots=True)
+        assert matplotlib.rcParams["font.size"] == 30
+    for path in (tmp_path / "a").iterdir():
+        assert (tmp_path / "b" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_a_thousand_cells_stay_readable(tmp_path: Path) -> None:
+    cells = make_many(1000)
+    text = text_of(tmp_path, *cells, plots=True)
+    assert "1,000 of 1,000 cells finished" in text
+    assert "950 further cells are in the study's records." in text
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) < 2_000_000
+    assert len(text) < 100_000
+
+
+# --- sweeps and formats ---------------------------------------------------------------------
+
+
+def cells_of(*labels: str) -> list[RunRecord]:
+    template = make_record()
+    return [
+        dataclasses.replace(
+            template, run_id=f"id{place}", label=label, overrides=tuple(label.split(","))
+        )
+        for place, label in enumerate(labels)
+    ]
+
+
+def test_one_number_is_an_axis() -> None:
+    cells = cells_of("+lora.r=2", "+lora.r=16")
+    axis = numeric_axis(cells)
+    assert axis is not None
+    assert (axis.key, axis.other, list(axis.x.values())) == ("lora.r", "", [2.0, 16.0])
+    assert short_label(cells[1], cells) == "r=16"
+
+
+def test_two_crossed_keys_are_lines(tmp_path: Path) -> None:
+    cells = cells_of("lora.r=2,packing=off", "lora.r=4,packing=off", "lora.r=2,packing=bfd")
+    axis = numeric_axis(cells)
+    assert axis is not None
+    assert (axis.key, axis.other) == ("lora.r", "packing")
+    assert list(axis.series.values()) == ["off", "off", "bfd"]
+    text_of(tmp_path, *cells, plots=True)
+    assert ">packing=bfd<" in (tmp_path / "sweep-light.svg").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        ("template=a", "template=b"),
+        ("lora.r=2", "train.lr=1"),  # not the same key
+        ("train.seed=0", "train.seed=1"),  # a number, but no quantity
+        ("a=1,b=1,c=1", "a=2,b=2,c=2"),
+        ("lora.r=nan", "lora.r=2"),
+    ],
+)
+def test_other_sweeps_are_lists(tmp_path: Path, labels: tuple[str, ...]) -> None:
+    cells = cells_of(*labels)
+    assert numeric_axis(cells) is None
+    text_of(tmp_path, *cells, plots=True)
+    assert (tmp_path / "sweep-light.svg").exists()
+
+
+def test_axes_are_logarithmic_where_it_helps() -> None:
+    assert wants_log([2, 4, 8])
+    assert log_base([2, 4, 8]) == 2
+    assert log_base([1e-4, 1e-3]) == 10
+    assert not wants_log([1, 2])
+    assert not wants_log([0, 8])
+
+
+def test_labels_move_apart_in_order() -> None:
+    moved = spread([0.5, 0.51, 0.9], 0.1)
+    assert moved[1] - moved[0] >= 0.1 - 1e-6
+    assert moved[2] == pytest.approx(0.9)
+    assert spread([0.0, 0.0], 0.1)[0] > 0
+
+
+@pytest.mark.parametrize(
+    ("made", "expected"),
+    [
+        (fmt.score(0.28123), "0.281"),
+        (fmt.score(None), "–"),
+        (fmt.score(-1.5), "−1.500"),
+        (fmt.change(0.584), "+0.584"),
+        (fmt.change(-0.0004), "−0.0004"),
+        (fmt.change(0.0), "0.000"),
+        (fmt.interval(0.4712, 0.6981), "[0.47, 0.70]"),
+        (fmt.interval(-0.0711, -0.0301), "[−0.071, −0.030]"),
+        (fmt.interval(-0.001, 0.2), "[0.00, 0.20]"),
+        (fmt.p_value(0.0004), "< 0.001"),
+        (fmt.p_words(0.0214), "p = 0.021"),
+        (fmt.p_words(0.0), "p < 0.001"),
+        (fmt.count(1_221_120), "1.2 M"),
+        (fmt.count(610_560), "611 k"),
+        (fmt.count(999_999), "1.0 M"),
+        (fmt.count(512), "512"),
+        (fmt.seconds(95.3), "95 s"),
+        (fmt.seconds(192), "3 min 12 s"),
+        (fmt.seconds(3599.7), "1 h 0 min"),
+        (fmt.seconds(0.81), "0.8 s"),
+        (fmt.size(1_400_000_000), "1.4 GB"),
+        (fmt.size(538_090_408), "538 MB"),
+        (fmt.size(0), "–"),
+        (fmt.enumerate_words(["a"]), "a"),
+        (fmt.enumerate_words(["a", "b", "c"]), "a, b and c"),
+        (fmt.enumerate_words(list("abcd"), most=2), "a, b and 2 more"),
+        (fmt.escape("snake_case _em_ 0.1 1. x"), "snake_case \\_em\\_ 0.1 1. x"),
+        (fmt.escape("1. x"), "1\\. x"),
+        (fmt.escape("- x"), "\\- x"),
+        (fmt.code("a`b|c"), "`` a`b\\|c ``"),
+    ],
+)
+def test_formats(made: str, expected: str) -> None:
+    assert made == expected

@@ -186,7 +186,7 @@ class PackingConfig:
     """How rows are put into sequences of `data.max_length` tokens."""
 
     strategy: Packing = Packing.bfd
-    """off: a row a sequence; bfd: best-fit decreasing, cuts no row; wrapped: concatenate and cut."""
+    """off: a row a sequence; bfd: best-fit decreasing, rows whole; wrapped: concatenated, cut."""
 
 
 @dataclass(kw_only=True, slots=True)

@@ -13,12 +13,9 @@ import re
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from ftsuite.errors import StoreError, redact
-
-if TYPE_CHECKING:
-    from collections.abc import Hashable
 
 SCHEMA_VERSION = 1
 """Version of the run record; raised when a field changes its meaning."""
@@ -360,7 +357,7 @@ class StudyManifest:
 
 
 @functools.cache
-def _adapter(kind: Hashable) -> Any:
+def _adapter(kind: Any) -> Any:
     from pydantic import TypeAdapter
 
     return TypeAdapter(kind)
@@ -368,7 +365,8 @@ def _adapter(kind: Hashable) -> Any:
 
 def to_json(record: Any) -> dict[str, Any]:
     """Return `record` as plain JSON values."""
-    plain: dict[str, Any] = _adapter(type(record)).dump_python(record, mode="json")
+    kind: Any = type(record)
+    plain: dict[str, Any] = _adapter(kind).dump_python(record, mode="json")
     return plain
 
 
@@ -381,7 +379,8 @@ def from_json(kind: type[T], plain: Any, *, where: str) -> T:
     from pydantic import ValidationError
 
     try:
-        record: T = _adapter(kind).validate_python(plain)
+        untyped: Any = kind
+        record: T = _adapter(untyped).validate_python(plain)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])

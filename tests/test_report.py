@@ -34,7 +34,7 @@ from ftsuite.errors import StoreError
 from ftsuite.report import load_study, render
 from ftsuite.reporting import formats as fmt
 from ftsuite.reporting.svg import spread
-from ftsuite.reporting.sweep import log_base, numeric_axis, short_label, wants_log
+from ftsuite.reporting.sweep import log_base, numeric_axis, short_labels, wants_log
 
 if TYPE_CHECKING:
     from ftsuite.records import RunRecord
@@ -510,7 +510,7 @@ def test_one_number_is_an_axis() -> None:
     axis = numeric_axis(cells)
     assert axis is not None
     assert (axis.key, axis.other, list(axis.x.values())) == ("lora.r", "", [2.0, 16.0])
-    assert short_label(cells[1], cells) == "r=16"
+    assert short_labels(cells) == {"id0": "r=2", "id1": "r=16"}
 
 
 def test_two_crossed_keys_are_lines(tmp_path: Path) -> None:

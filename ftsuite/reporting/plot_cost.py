@@ -17,7 +17,7 @@ from ftsuite.reporting.marks import (
     tuned_points,
 )
 from ftsuite.reporting.svg import ACCENT, BLUE, INK, Picture, panels, picture
-from ftsuite.reporting.sweep import short_label, wants_log
+from ftsuite.reporting.sweep import wants_log
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -56,15 +56,10 @@ def draw(study: Study) -> Picture | None:
     figure.set_layout_engine("none")
     for panel, wanted in zip(axes, labels, strict=True):
         label_points(panel, wanted)
-    listed = [
-        f"{short_label(cell, study.cells)}: {fmt.score(points[cell.run_id][0])} for "
-        f"{fmt.count(costs[cell.run_id][0])} parameters and {fmt.seconds(costs[cell.run_id][1])}"
-        for cell in cells
-    ]
     return picture(
         figure,
         "cost",
-        alt=f"{title_of(name)} against cost. {fmt.enumerate_words(listed, most=MOST_LABELS)}.",
+        alt=f"{title_of(name)} against cost. {_listed(study, cells, costs, points)}.",
         caption=_caption(study, many=len(cells) > MOST_POINT_LABELS),
     )
 
@@ -116,7 +111,7 @@ def _cost_panel(
         (
             x[cell.run_id],
             points[cell.run_id][0],
-            short_label(cell, study.cells),
+            study.labels[cell.run_id],
             ACCENT if cell is pick else INK,
         )
         for cell in sorted(cells, key=lambda one: (one is not pick, one.run_id != best))
@@ -132,3 +127,17 @@ def _caption(study: Study, *, many: bool) -> str:
         f"<sub>{pick}{'Down' if lower else 'Up'} and to the left is better value; {bars}dashed is "
         "the base. What the sweep shares (base scores, data) is not counted.</sub>"
     )
+
+
+def _listed(
+    study: Study,
+    cells: Sequence[RunRecord],
+    costs: dict[str, tuple[int, float]],
+    points: dict[str, Point],
+) -> str:
+    listed = [
+        f"{study.labels[cell.run_id]}: {fmt.score(points[cell.run_id][0])} for "
+        f"{fmt.count(costs[cell.run_id][0])} parameters and {fmt.seconds(costs[cell.run_id][1])}"
+        for cell in cells
+    ]
+    return fmt.enumerate_words(listed, most=MOST_LABELS)

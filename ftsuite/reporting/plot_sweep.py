@@ -18,7 +18,7 @@ from ftsuite.reporting.marks import (
     tuned_points,
 )
 from ftsuite.reporting.svg import ACCENT, BLUE, INK, SERIES, Picture, panels, picture
-from ftsuite.reporting.sweep import Axis, log_base, numeric_axis, short_label, wants_log
+from ftsuite.reporting.sweep import Axis, log_base, numeric_axis, wants_log
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -117,7 +117,7 @@ def _listed_panel(
         panel.hlines(place, low, high, color=color, lw=1.8, alpha=0.6)
         panel.plot([mean], [place], "o", color=color, ms=6)
     base_line(panel, base_points(cells, name), vertical=True)
-    names = [short_label(cell, study.cells) for cell in cells]
+    names = [study.labels[cell.run_id] for cell in cells]
     names = [
         f"{label} (pick)" if cell is pick else label
         for label, cell in zip(names, cells, strict=True)
@@ -138,8 +138,7 @@ def _sweep_alt(study: Study, roles: Sequence[tuple[str, str]]) -> str:
         points = tuned_points(study.cells, name)
         cells = [cell for cell in study.cells if cell.run_id in points]
         values = [
-            f"{short_label(cell, study.cells)} {fmt.score(points[cell.run_id][0])}"
-            for cell in cells
+            f"{study.labels[cell.run_id]} {fmt.score(points[cell.run_id][0])}" for cell in cells
         ]
         base = ", ".join(fmt.score(point[0]) for point in base_points(study.cells, name)[:3])
         listed = fmt.enumerate_words(values, most=MOST_LABELS)

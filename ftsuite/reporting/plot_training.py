@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 from ftsuite.reporting import formats as fmt
 from ftsuite.reporting.marks import MOST_LABELS, end_labels
 from ftsuite.reporting.svg import ACCENT, MUTED, SERIES, Picture, panels, picture
-from ftsuite.reporting.sweep import short_label
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -49,7 +48,7 @@ def draw(study: Study) -> Picture | None:
     end_labels(
         axes[-1],
         [
-            (*_smooth(line_of(cell))[-1], short_label(cell, study.cells), colors[cell.run_id])
+            (*_smooth(line_of(cell))[-1], study.labels[cell.run_id], colors[cell.run_id])
             for cell in cells
             if cell.run_id in colors and line_of(cell)
         ],
@@ -123,7 +122,7 @@ def _loss_scale(panel: Any, smooth: Sequence[float]) -> None:
 
 def _alt(study: Study, cells: Sequence[RunRecord]) -> str:
     finals = [
-        f"{short_label(cell, study.cells)} {fmt.score(cell.train.final_loss)}"
+        f"{study.labels[cell.run_id]} {fmt.score(cell.train.final_loss)}"
         for cell in cells
         if cell.train
     ]

@@ -9,6 +9,7 @@ from ftsuite import records as rec
 from ftsuite.compare import find_comparison, verdict
 from ftsuite.errors import ComparisonError
 from ftsuite.ranking import Ranking, adjusted_p_values, is_scored, ranking
+from ftsuite.reporting.sweep import short_labels
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,6 +28,8 @@ class Study:
     """Records of the manifest's cells, in its order; cells that never ran have none."""
     cells: tuple[RunRecord, ...]
     """Complete cells, best first where there is a ranking."""
+    labels: dict[str, str]
+    """run_id → short label of a complete cell, for plots."""
     unfinished: tuple[RunRecord, ...]
     missing: tuple[CellEntry, ...]
     """Cells of the manifest without a record."""
@@ -107,6 +110,7 @@ def build(manifest: StudyManifest, records: Sequence[RunRecord]) -> Study:
         manifest=manifest,
         records=tuple(ordered),
         cells=tuple(scored),
+        labels=short_labels(scored),
         unfinished=tuple(record for record in ordered if not is_scored(record)),
         missing=tuple(entry for entry in manifest.cells if entry.run_id not in by_id),
         rank_by=rank_by,

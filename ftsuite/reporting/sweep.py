@@ -72,12 +72,14 @@ def numeric_axis(cells: Sequence[RunRecord]) -> Axis | None:
     )
 
 
-def short_label(cell: RunRecord, cells: Sequence[RunRecord]) -> str:
-    """Return a label for plots: `r=4` for `lora.r=4`, all swept keys or else the whole label."""
-    picked = values(cell)
-    short = ", ".join(f"{key.rsplit('.', 1)[-1]}={picked[key]}" for key in swept_keys(cells))
-    text = short or cell.label
-    return text if len(text) <= 40 else f"{text[:39]}…"
+def short_labels(cells: Sequence[RunRecord]) -> dict[str, str]:
+    """Return a label a run_id for plots: `r=4` for `lora.r=4`, else the whole label."""
+    keys, labels = swept_keys(cells), {}
+    for cell in cells:
+        picked = values(cell)
+        text = ", ".join(f"{key.rsplit('.', 1)[-1]}={picked[key]}" for key in keys) or cell.label
+        labels[cell.run_id] = text if len(text) <= 40 else f"{text[:39]}…"
+    return labels
 
 
 def wants_log(numbers: Sequence[float]) -> bool:

@@ -18,11 +18,11 @@ def run_cell(config: DictConfig) -> str:
 
     from hydra.core.hydra_config import HydraConfig
 
-    from ftsuite.compose import from_hydra
+    from ftsuite.compose import chosen_sweep, from_hydra
     from ftsuite.run import run
     from ftsuite.study import cell_of
 
-    typed = from_hydra(config, HydraConfig.get().runtime.choices.get("sweep"))
+    typed = from_hydra(config, chosen_sweep(HydraConfig.get()))
     return run(cell_of(typed, Path(typed.store.root))).status
 
 
@@ -34,12 +34,11 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     wants_traceback = os.environ.get("FTSUITE_TRACEBACK") == "1"
     try:
-        if any(argument.startswith("-") for argument in arguments):
-            _hydra_flags(arguments)
-        else:
+        overrides = _answered_by_hydra(arguments)
+        if overrides is not None:
             from ftsuite import sweeper
 
-            sweeper.run(sweeper.compose(arguments), importable)
+            sweeper.run(sweeper.compose(overrides), importable)
     except FtsuiteError as error:
         return _fail(error, wants_traceback)
     except compose.COMPOSITION_ERRORS as error:
@@ -50,18 +49,47 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
+def _answered_by_hydra(arguments: list[str]) -> list[str] | None:
+    """Let Hydra answer --help, --cfg, --info and the like; otherwise return the overrides.
+
+    Raises:
+        FtsuiteError: a flag of Hydra's that would run another program than this one.
+    """
+    if not any(argument.startswith("-") for argument in arguments):
+        return arguments
+    from hydra._internal.utils import get_args_parser
+
+    flags = get_args_parser().parse_intermixed_args(arguments)
+    if flags.help or flags.hydra_help or flags.cfg or flags.info or flags.shell_completion:
+        _hydra_flags(arguments)
+        return None
+    for flag in ("config_name", "config_path", "experimental_rerun"):
+        if getattr(flags, flag):
+            raise FtsuiteError(f"--{flag.replace('_', '-')}: not supported; see --help")
+    # --run and --multirun say nothing here: a single run is a sweep of one.
+    overrides: list[str] = flags.overrides
+    if flags.config_dir:
+        overrides = [f"hydra.searchpath=[file://{os.path.abspath(flags.config_dir)}]", *overrides]
+    return overrides
+
+
 def _hydra_flags(arguments: list[str]) -> None:
-    """Let Hydra answer --help, --cfg, --info and the like."""
     import hydra
+    from hydra.core.global_hydra import GlobalHydra
 
     from ftsuite import compose
     from ftsuite.resources import conf_dir
 
     compose.register()
+    GlobalHydra.instance().clear()
     sys.argv[1:] = compose.cross_sweeps(arguments)
     # Otherwise Hydra prints its own several lines and exits.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(run_cell)()
+    main = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")
+    try:
+        main(run_cell)()
+    except ValueError as error:
+        raise compose.readable(error) from error
 
 
 def _fail(error: FtsuiteError, wants_traceback: bool) -> int:

@@ -22,15 +22,20 @@ def build(spec: dict[str, Any], where: str) -> Check:
     Raises:
         ConfigError: the kind or one of its settings is unknown or wrong.
     """
+    from pydantic import ValidationError, validate_call
+
+    kind = str(spec.get("kind"))
     settings = {name: value for name, value in spec.items() if name != "kind"}
-    maker = KINDS.get(spec.get("kind", ""))
-    if maker is None:
-        raise ConfigError(f"{where}.checks.kind", spec.get("kind"), f"choose one of {list(KINDS)}")
+    if kind not in KINDS:
+        raise ConfigError(f"{where}.checks.kind", kind, f"choose one of {', '.join(KINDS)}")
     try:
-        return maker(**settings)
-    except (TypeError, re.error) as error:
-        reason = f"not a {spec['kind']} check: {error}"
-        raise ConfigError(f"{where}.checks", spec, reason) from error
+        check: Check = validate_call(config={"strict": True})(KINDS[kind])(**settings)
+    except ValidationError as error:
+        wrong = "; ".join(f"{one['loc'][0]}: {one['msg']}" for one in error.errors())
+        raise ConfigError(f"{where}.checks", spec, f"not a {kind} check: {wrong}") from error
+    except re.error as error:
+        raise ConfigError(f"{where}.checks", spec, f"not a {kind} check: {error}") from error
+    return check
 
 
 def words(any_of: list[str], min_count: int = 1) -> Check:

@@ -320,7 +320,7 @@ class TrackingConfig:
 class StoreConfig:
     """Where results live."""
 
-    root: str = field(default_factory=lambda: os.environ.get("FTSUITE_STORE", "outputs"))
+    root: str = field(default_factory=lambda: os.environ.get("FTSUITE_STORE") or "outputs")
     """Folder of the store; by default the environment variable FTSUITE_STORE, or `outputs`."""
     reports: str = "reports"
     """Folder of the rendered reports."""

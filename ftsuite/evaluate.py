@@ -39,6 +39,7 @@ def evaluate(
         StageError: lm-eval tokenises prompts differently from training.
     """
     from lm_eval import simple_evaluate
+    from lm_eval.tasks import TaskManager
 
     tokenizer = models.load_tokenizer(folder, config.model)
     template = templates.install(tokenizer, config.template)
@@ -53,6 +54,8 @@ def evaluate(
         tasks=[t.task for t in loaded],
         num_fewshot=config.evals.num_fewshot,
         samples=picked,
+        # The tasks are built already: no need to index lm-eval's 14,000 YAML files again.
+        task_manager=TaskManager(include_defaults=False),
         bootstrap_iters=0,
         log_samples=True,
         apply_chat_template=True,
@@ -105,6 +108,12 @@ def _harness(model: Any, tokenizer: Any, batch_size: int, cell: str, what: str) 
         """lm-eval's HF backend with a progress display and a token count."""
 
         tokens = 0
+
+        def loglikelihood(self, requests: Any, disable_tqdm: bool = False) -> Any:
+            return super().loglikelihood(requests, disable_tqdm=True)
+
+        def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> Any:
+            return super().loglikelihood_rolling(requests, disable_tqdm=True)
 
         def _loglikelihood_tokens(
             self, requests: Any, disable_tqdm: bool = False, **rest: Any

@@ -51,17 +51,14 @@ def resolve(
         ConfigError: the folder lacks weights or a tokenizer, or the source is not possible.
         BackendUnavailable: the model is in no cache, and neither Hub nor registry gave it.
     """
-    if Path(config.id).is_dir():
-        return _from_folder(Path(config.id))
-    if config.id.startswith((".", "/", "~")):
-        raise ConfigError("model.id", config.id, "there is no such folder; name one or a Hub id")
+    check(config)
+    if (folder := Path(config.id).expanduser()).is_dir():
+        return _from_folder(folder)
     wheel = _wheel_of(config)
     spec = _convert_spec(wheel, on_event) if wheel else None
-    if config.source is Source.embedded:
-        if spec is None:
-            raise ConfigError("model.embedded", config.embedded, "set it for source=embedded")
-        return _from_wheel(root, spec)
-    if config.source is Source.auto and spec and lookup(root, spec):
+    if spec and (
+        config.source is Source.embedded or (config.source is Source.auto and lookup(root, spec))
+    ):
         return _from_wheel(root, spec)
     snapshot = _hub_snapshot(config, on_event)
     if isinstance(snapshot, Path):
@@ -73,6 +70,21 @@ def resolve(
         f"model.id = {config.id!r}: not in the local cache, and the Hub did not give it "
         f"({snapshot}); check the network and HF_TOKEN, or set model.id to a local folder"
     )
+
+
+def check(config: ModelConfig) -> None:
+    """Refuse a model that cannot be there; looks at file names only, and not at the Hub.
+
+    Raises:
+        ConfigError: the folder is missing, or lacks weights or a tokenizer.
+    """
+    _wheel_of(config)
+    if (folder := Path(config.id).expanduser()).is_dir():
+        _require_files(folder)
+    elif config.id.startswith((".", "/", "~")):
+        raise ConfigError("model.id", config.id, "there is no such folder; name one or a Hub id")
+    elif config.source is Source.embedded and config.embedded is None:
+        raise ConfigError("model.embedded", config.embedded, "set it for source=embedded")
 
 
 def _wheel_of(config: ModelConfig) -> str | None:
@@ -197,7 +209,7 @@ def load_tokenizer(folder: Path, config: ModelConfig) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(
             folder, trust_remote_code=config.trust_remote_code
         )
-    except (OSError, ValueError) as error:
+    except Exception as error:  # tokenizers raises nothing more special
         reason = f"its tokenizer does not load: {error}"
         raise ConfigError("model.id", str(folder), reason) from error
     if config.pad_token is PadToken.new:
@@ -219,6 +231,7 @@ def load_model(
         DataError: the weights cannot be read as safetensors.
     """
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     if device == "cuda" and not torch.cuda.is_available():
@@ -227,14 +240,22 @@ def load_model(
             "install a matching torch, or set backend.device=cpu"
         )
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(
+        model: Any
+        model, found = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=getattr(torch, dtype),
             use_safetensors=True,
             trust_remote_code=config.trust_remote_code,
+            output_loading_info=True,
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise DataError(f"{folder}: the model does not load: {error}") from error
+    if missing := sorted(found["missing_keys"]):
+        # transformers only warns, and draws such weights at random.
+        raise DataError(
+            f"{folder}: the weights lack {missing[0]} ({len(missing)} are missing); save the model "
+            "again"
+        )
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
         _grow_embeddings(model, len(tokenizer))
     model.config.pad_token_id = tokenizer.pad_token_id

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import yaml
 
@@ -20,11 +20,15 @@ if TYPE_CHECKING:
     from ftsuite.devices import Compute
 
 VERSION = 1
+STRICT = {"extra": "forbid"}
+"""A misspelt key of a probe file is an error, not a key that is never read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contrast:
     """A wanted and a plain answer to the same prompt."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = STRICT
 
     prompt: str
     wanted: str
@@ -34,6 +38,8 @@ class Contrast:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Probe:
     """One probe file: a system prompt, questions, checks and contrasts."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = STRICT
 
     name: str
     system: str

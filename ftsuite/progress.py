@@ -64,7 +64,6 @@ def _bar(cell: str, name: str, total: int, unit: str) -> Iterator[Callable[[int]
 
 @contextmanager
 def _lines(cell: str, name: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
-    note(cell, f"{name}: {total:,} {unit}")
     started = last = time.monotonic()
     done = 0
 

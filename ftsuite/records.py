@@ -391,9 +391,23 @@ def from_json(kind: type[T], plain: Any, *, where: str) -> T:
 
 
 def dumps(plain: Any) -> str:
-    """JSON text with one line a field and numeric arrays on one line, without secrets."""
-    text = json.dumps(plain, indent=1, ensure_ascii=False)
-    text = re.sub(r"\[\s+(-?\d[^\[\]{}\"]*?)\s+\]", lambda m: f"[{' '.join(m[1].split())}]", text)
+    """JSON text with one line a field and arrays of numbers on one line, without secrets."""
+    arrays: dict[str, str] = {}
+
+    def fold(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: fold(item) for name, item in value.items()}
+        if isinstance(value, list | tuple):
+            if value and all(isinstance(item, int | float) for item in value):
+                mark = f"\0{len(arrays)}\0"
+                arrays[json.dumps(mark)] = json.dumps(value)
+                return mark
+            return [fold(item) for item in value]
+        return value
+
+    text = json.dumps(fold(plain), indent=1, ensure_ascii=False)
+    # json has escaped every other NUL of the record, so a mark can only be ours.
+    text = re.sub(r'"\\u0000\d+\\u0000"', lambda m: arrays[m[0]], text)
     return redact(text) + "\n"
 
 

@@ -186,6 +186,8 @@ def _compute(root: Path, spec: StageSpec[T]) -> None:
     if partial.exists() and not spec.resumable:
         shutil.rmtree(partial)
     partial.mkdir(parents=True, exist_ok=True)
+    # A kill just before the rename leaves one behind; it must not be listed among the files.
+    (partial / "result.json").unlink(missing_ok=True)
     _write_durably(partial / "inputs.json", spec.inputs)
     started = time.monotonic()
     try:
@@ -199,7 +201,7 @@ def _compute(root: Path, spec: StageSpec[T]) -> None:
     files = {
         str(path.relative_to(partial)): {"bytes": path.stat().st_size, "sha256": file_digest(path)}
         for path in sorted(partial.rglob("*"))
-        if path.is_file() and path.name != "inputs.json"
+        if path.is_file() and path != partial / "inputs.json"
     }
     result = {
         "record": plain,
@@ -233,7 +235,10 @@ def _read_result(folder: Path) -> dict[str, Any]:
     try:
         result: dict[str, Any] = json.loads((folder / "result.json").read_text(encoding="utf-8"))
         intact = digest(result["record"]) == result["record_sha256"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        # Named here, so that a key which is gone is found here.
+        _ = [(facts["bytes"], facts["sha256"]) for facts in result["files"].values()]
+        _ = result["seconds"], result["peak_memory_bytes"], result["peak_device_bytes"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise _corrupted(folder, f"result.json cannot be read: {error}") from error
     if not intact:
         raise _corrupted(folder, "result.json does not have the checksum it was stored with")

@@ -100,7 +100,10 @@ def read_run(path: Path) -> RunRecord:
         return record
     try:
         with FileLock(path.with_suffix(".lock"), timeout=0):
-            return replace(record, status="interrupted")
+            # It may have ended between the reading and the lock.
+            record = records.read(RunRecord, path)
+            running = record.status == "running"
+            return replace(record, status="interrupted") if running else record
     except Timeout:
         return record
 

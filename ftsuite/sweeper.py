@@ -8,6 +8,7 @@ the environment. Doing here what its own `multirun` does costs other programs no
 from __future__ import annotations
 
 import shlex
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,8 +22,15 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.types import HydraContext, RunMode
 
-from ftsuite import study
-from ftsuite.compose import COMPOSITION_ERRORS, cross_sweeps, from_hydra, readable, register
+from ftsuite import devices, study
+from ftsuite.compose import (
+    COMPOSITION_ERRORS,
+    chosen_sweep,
+    cross_sweeps,
+    from_hydra,
+    readable,
+    register,
+)
 from ftsuite.errors import ConfigError
 from ftsuite.records import CellEntry, StudyManifest
 from ftsuite.resources import conf_dir
@@ -64,6 +72,8 @@ def compose(arguments: list[str]) -> Sweep:
     GlobalHydra.instance().clear()
     search = create_automatic_config_search_path(None, None, str(conf_dir()))
     hydra = Hydra.create_main_hydra2(task_name="ftsuite", config_search_path=search)
+    # Ours goes before the plugin's own joblib launcher, as it should.
+    warnings.filterwarnings("ignore", message=r"\s*'hydra/launcher/joblib' is validated")
     try:
         shared = hydra.compose_config(
             config_name="config",
@@ -78,9 +88,9 @@ def compose(arguments: list[str]) -> Sweep:
         )
         batch: list[Overrides] = BasicSweeper.split_arguments(parsed, None)[0]
         composed = [hydra.config_loader.load_sweep_config(shared, cell) for cell in batch]
-    except COMPOSITION_ERRORS as error:
+    except (*COMPOSITION_ERRORS, ValueError, AttributeError) as error:
         raise readable(error) from error
-    configs = [from_hydra(cell, cell.hydra.runtime.choices.get("sweep")) for cell in composed]
+    configs = [from_hydra(cell, chosen_sweep(cell.hydra)) for cell in composed]
     swept = set(params) | {o.get_key_element() for o in parsed if o.is_sweep_override()}
     return Sweep(
         context=HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks(shared)),
@@ -99,9 +109,12 @@ def run(sweep: Sweep, task: TaskFunction) -> None:
         task: what runs one cell; importable, so that joblib's workers find it.
 
     Raises:
+        BackendUnavailable: a cell asks for a device that is not there; nothing has run.
         CellsFailed: some cells failed; the others are done and reported.
     """
     root = Path(sweep.configs[0].store.root)
+    for config in sweep.configs:
+        devices.resolve(config.backend, config.model)
     study.write_manifest(root, sweep.manifest)
     launcher = Plugins.instance().instantiate_launcher(
         hydra_context=sweep.context, task_function=task, config=sweep.shared
@@ -118,15 +131,15 @@ def run(sweep: Sweep, task: TaskFunction) -> None:
 def _manifest(
     arguments: list[str], batch: list[Overrides], configs: list[RunConfig], swept: set[str]
 ) -> StudyManifest:
+    names = {str(config.study) for config in configs}
+    if len(names) > 1:
+        raise ConfigError("study", sorted(names), "one sweep is one study; do not sweep it")
     entries: list[CellEntry] = []
     for overrides, config in zip(batch, configs, strict=True):
         label, run_id = _label(overrides, swept), study.run_id(config)
         if twin := next((e for e in entries if e.run_id == run_id), None):
             raise ConfigError("sweep", label, f"the same cell as {twin.label}; name it once")
         entries.append(CellEntry(run_id=run_id, label=label, overrides=tuple(overrides)))
-    names = {str(config.study) for config in configs}
-    if len(names) > 1:
-        raise ConfigError("study", sorted(names), "one sweep is one study; do not sweep it")
     command = shlex.join(["python", "-m", "ftsuite", *arguments])
     return StudyManifest(study=names.pop(), command=command, cells=tuple(entries))
 

@@ -39,11 +39,15 @@ def own_tasks() -> dict[str, Path]:
     """Names and YAML files of the tasks in evals/."""
     found: dict[str, Path] = {}
     for path in sorted(evals_dir().glob("*/*.yaml")):
-        if path.parent.name in ("probes", "standard"):
-            continue
-        name = yaml.safe_load(path.read_text(encoding="utf-8"))["task"]
-        found[name] = path
+        if path.parent.name not in ("probes", "standard"):
+            found[_own_config(path)["task"]] = path
     return found
+
+
+def metrics(name: str) -> list[str]:
+    """Names of the metrics of an own task; empty for lm-eval's, which only lm-eval knows."""
+    config = _own_config(own_tasks()[name]) if name in own_tasks() else {}
+    return [entry["metric"] for entry in config.get("metric_list", [])]
 
 
 @functools.cache
@@ -118,9 +122,15 @@ def load(config: EvalsConfig, root: Path) -> list[LoadedTask]:
 
 
 def _data_files(path: Path) -> dict[str, Path]:
-    config = yaml.safe_load(path.read_text(encoding="utf-8").replace("!function", ""))
-    files = config.get("dataset_kwargs", {}).get("data_files", {})
+    files = _own_config(path).get("dataset_kwargs", {}).get("data_files", {})
     return {split: path.parent / file for split, file in files.items()}
+
+
+def _own_config(path: Path) -> dict[str, Any]:
+    # The functions that a task names are lm-eval's to import.
+    text = path.read_text(encoding="utf-8").replace("!function", "")
+    config: dict[str, Any] = yaml.safe_load(text)
+    return config
 
 
 def _own_task(path: Path) -> Any:
@@ -139,8 +149,14 @@ def _own_task(path: Path) -> Any:
 def _read_lines(path: Path) -> list[Any]:
     if not path.is_file():
         raise DataError(f"{path}: missing; an eval task reads its documents from it")
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines if line.strip()]
+    rows = []
+    # Not splitlines(), which also cuts at the line separators that JSON strings may hold.
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+        try:
+            rows += [json.loads(line)] if line.strip() else []
+        except ValueError as error:
+            raise DataError(f"{path}, line {number}: malformed JSON ({error})") from error
+    return rows
 
 
 @functools.cache

@@ -64,7 +64,11 @@ def train(
         trainer = _trainer(
             model, arguments, tokenizer, sequences, validation, advance, tokens * passes / steps
         )
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        if checkpoint and _step(checkpoint) >= steps:
+            # transformers' Trainer would take one step more.
+            _restore(trainer, model, checkpoint)
+        else:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         if not config.train.eval_every_steps:
             trainer.evaluate()
     model.save_pretrained(folder / "adapter")
@@ -204,7 +208,19 @@ def _last_checkpoint(folder: Path) -> Path | None:
             whole.append(path)
         else:
             shutil.rmtree(path)
-    return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+    return max(whole, key=_step, default=None)
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def _restore(trainer: Any, model: Any, checkpoint: Path) -> None:
+    """Put a finished training back: its adapter and its log."""
+    from transformers import TrainerState
+
+    model.load_adapter(str(checkpoint), model.active_adapter)
+    trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
 
 
 def _summary(
@@ -240,5 +256,5 @@ def _summary(
         final_loss=sum(tail) / len(tail),
         eval_loss=eval_losses[-1] if eval_losses else None,
         curve=curve,
-        resumed_from_step=int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0,
+        resumed_from_step=_step(checkpoint) if checkpoint else 0,
     )

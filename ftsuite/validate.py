@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import re
+from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ftsuite import probe, tasks
+from ftsuite import models, probe, readers, tasks
 from ftsuite.errors import ConfigError, DataError
-from ftsuite.resources import find_file
 
 if TYPE_CHECKING:
     from ftsuite.config import (
@@ -20,7 +22,8 @@ if TYPE_CHECKING:
     )
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-DATA_SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
+LARGEST_SEED = 2**32 - 1
+"""NumPy takes no larger one."""
 
 
 def validate(config: RunConfig) -> None:
@@ -30,6 +33,7 @@ def validate(config: RunConfig) -> None:
         ConfigError: names the field, the value and the remedy.
     """
     _check_name("study", config.study)
+    models.check(config.model)
     _lora(config.lora)
     _train(config.train)
     _data(config.data)
@@ -42,6 +46,9 @@ def validate(config: RunConfig) -> None:
         _at_least(f"gates.max_worse.{name}", limit, 0)
         _check_metric(f"gates.max_worse.{name}", name, config.evals)
     _fraction("gates.alpha", config.gates.alpha)
+    for field in ("root", "reports"):
+        if not getattr(config.store, field):
+            raise ConfigError(f"store.{field}", "", "name a folder")
     if config.tracking.mode not in ("offline", "online", "disabled"):
         raise ConfigError(
             "tracking.mode", config.tracking.mode, "choose offline, online or disabled"
@@ -75,10 +82,11 @@ def _train(train: TrainConfig) -> None:
     ):
         _positive(f"train.{field}", getattr(train, field))
     for field in ("epochs", "learning_rate", "max_grad_norm"):
-        if not getattr(train, field) > 0:
-            raise ConfigError(f"train.{field}", getattr(train, field), "must be above 0")
+        if not 0 < getattr(train, field) < math.inf:
+            raise ConfigError(f"train.{field}", getattr(train, field), "must be above 0, finite")
     _at_least("train.weight_decay", train.weight_decay, 0)
-    _at_least("train.seed", train.seed, 0)
+    if not 0 <= train.seed <= LARGEST_SEED:
+        raise ConfigError("train.seed", train.seed, f"must be 0 to {LARGEST_SEED}")
     _fraction("train.warmup_fraction", train.warmup_fraction)
     if train.fidelity_tolerance is not None:
         _at_least("train.fidelity_tolerance", train.fidelity_tolerance, 0)
@@ -96,13 +104,15 @@ def _data(data: DataConfig) -> None:
             "the validation split would be empty; cut some, or give data.validation",
         )
     for field in ("train", "validation", "test"):
-        path = getattr(data, field)
-        if path is None or not path.lower().endswith(DATA_SUFFIXES):
+        if (source := getattr(data, field)) is None:
             continue
         try:
-            find_file(path)
+            found = readers.find_source(source, split=field)
         except DataError as error:
-            raise ConfigError(f"data.{field}", path, str(error).partition(": ")[2]) from error
+            raise ConfigError(f"data.{field}", source, str(error).partition(": ")[2]) from error
+        if isinstance(found, Path) and found.suffix.lower() not in readers.READERS:
+            known = ", ".join(readers.READERS)
+            raise ConfigError(f"data.{field}", source, f"unknown kind of file; use one of {known}")
 
 
 def _evals(evals: EvalsConfig) -> None:
@@ -111,9 +121,11 @@ def _evals(evals: EvalsConfig) -> None:
     for task, limit in evals.limits.items():
         _positive(f"evals.limits.{task}", limit)
         if task not in evals.tasks:
-            raise ConfigError(f"evals.limits.{task}", limit, "evals.tasks has no such task")
+            remedy = f"evals.tasks has no such task; take the limit out: ~evals.limits.{task}"
+            raise ConfigError(f"evals.limits.{task}", limit, remedy)
     if evals.num_fewshot is not None:
         _at_least("evals.num_fewshot", evals.num_fewshot, 0)
+    _distinct("evals.tasks", evals.tasks)
     tasks.check_names(evals)
     for field in ("rank_by", "headline"):
         if name := getattr(evals, field):
@@ -128,6 +140,9 @@ def _check_metric(field: str, name: str, evals: EvalsConfig) -> None:
         raise ConfigError(
             field, name, f"write task/metric with one of evals.tasks: {', '.join(evals.tasks)}"
         )
+    known = tasks.metrics(task)
+    if known and metric.partition("@")[0] not in known:
+        raise ConfigError(field, name, f"{task} has no such metric; it has: {', '.join(known)}")
 
 
 def _probes(probes: ProbesConfig) -> None:
@@ -136,6 +151,7 @@ def _probes(probes: ProbesConfig) -> None:
     _at_least("probes.temperature", probes.temperature, 0)
     if not 0 < probes.top_p <= 1:
         raise ConfigError("probes.top_p", probes.top_p, "must be above 0 and at most 1")
+    _distinct("probes.files", probes.files)
     probe.read_probes(probes)
 
 
@@ -145,8 +161,13 @@ def _positive(field: str, value: int | None) -> None:
 
 
 def _at_least(field: str, value: float, low: float) -> None:
-    if not value >= low:
-        raise ConfigError(field, value, f"must be at least {low}")
+    if not low <= value < math.inf:
+        raise ConfigError(field, value, f"must be at least {low}, finite")
+
+
+def _distinct(field: str, names: list[str]) -> None:
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise ConfigError(field, twice[0], "named twice; once is enough")
 
 
 def _fraction(field: str, value: float) -> None:

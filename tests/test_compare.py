@@ -165,7 +165,7 @@ def test_require_comparable_returns_the_comparison_or_raises_the_reason() -> Non
         (0.03, False, False),
         (0.01, False, True),
         (-0.5, False, True),
-        (0.28 - 0.30, True, True),  # a hair over 0.02 in floating point
+        (-0.02 - 1e-15, True, True),  # the limit, but for rounding
     ],
 )
 def test_gate_follows_the_direction_of_better(
@@ -224,8 +224,9 @@ def test_cost_is_parameters_then_own_seconds_then_order() -> None:
 def test_a_loss_ranks_the_lowest_first() -> None:
     low = make_record("a=1", tuned={BITS: 1.0})
     high = make_record("a=2", tuned={BITS: 1.1})
-    found = ranking([high, low], BITS, 0.05)
-    assert found.order == (low.run_id, high.run_id)
+    highest = make_record("a=3", tuned={BITS: 1.2})
+    found = ranking([highest, high, low], BITS, 0.05)
+    assert found.order == (low.run_id, high.run_id, highest.run_id)
     assert not found.higher_is_better
 
 

@@ -132,11 +132,11 @@ def test_the_ranked_table_is_in_order_and_marks_the_pick(tmp_path: Path) -> None
         "+0.588 [0.52, 0.65]",
         "< 0.001",
         "better",
+        "pass",
         "1.2 M",
         "95 s",
-        "pass",
     ]
-    assert cells[0][10] == "**fails 1 of 1**"
+    assert cells[0][8] == "**fails 1 of 1**"
 
 
 def test_a_metric_says_direction_chance_documents_and_power(tmp_path: Path) -> None:
@@ -337,6 +337,34 @@ def test_long_answers_are_cut_and_say_so(tmp_path: Path) -> None:
 # --- costs and provenance -------------------------------------------------------------------
 
 
+def test_many_notices_of_one_kind_are_cut(tmp_path: Path) -> None:
+    cells = []
+    for place in range(12):
+        cell = make_record(f"data={place}", train_limit=160)
+        data = dataclasses.replace(cell.data, source=f"{place}.jsonl", dropped={})
+        cells.append(dataclasses.replace(cell, data=data))
+    said = section(text_of(tmp_path, *cells), "Before you read on")
+    assert "of `7.jsonl`" not in said
+    assert said.count("more of this kind, in the records.") == 1
+
+
+def test_curves_with_gaps_are_drawn(tmp_path: Path) -> None:
+    cells = make_sweep()
+    gaps = tuple(
+        dataclasses.replace(point, loss=float("nan") if point.step == 5 else None)
+        for point in cells[1].train.curve
+    )
+    bare = dataclasses.replace(cells[0].train, curve=(), eval_loss=None)
+    broken = dataclasses.replace(cells[1].train, curve=gaps)
+    cells[0] = dataclasses.replace(cells[0], train=bare)
+    cells[1] = dataclasses.replace(cells[1], train=broken)
+    text = text_of(tmp_path, *cells, plots=True)
+    assert "training-light.svg" in text
+    drawn = (tmp_path / "training-light.svg").read_text(encoding="utf-8")
+    assert ">r=8<" in drawn
+    assert ">r=2<" not in drawn
+
+
 def test_shared_stages_count_once(tmp_path: Path) -> None:
     said = section(text_of(tmp_path, *make_sweep()), "Time and memory")
     rows = {row[0]: row[1:] for line in said.splitlines() if (row := line[2:].split())}
@@ -476,7 +504,7 @@ def test_the_users_plot_settings_change_nothing(tmp_path: Path) -> None:
 
     cells = make_sweep()
     text_of(tmp_path / "a", *cells, plots=True)
-    with matplotlib.rc_context({"font.size": 30, "lines.linewidth": 9, "svg.fonttype": "path"}):
+    with matplotlib.rc_context({"font.size": 30, "xtick.major.size": 9, "svg.fonttype": "path"}):
         text_of(tmp_path / "b", *cells, plots=True)
         assert matplotlib.rcParams["font.size"] == 30
     for path in (tmp_path / "a").iterdir():
@@ -519,7 +547,8 @@ def test_two_crossed_keys_are_lines(tmp_path: Path) -> None:
     assert axis is not None
     assert (axis.key, axis.other) == ("lora.r", "packing")
     assert list(axis.series.values()) == ["off", "off", "bfd"]
-    text_of(tmp_path, *cells, plots=True)
+    text = text_of(tmp_path, *cells, plots=True)
+    assert "`lora.r=2` `packing=bfd`" in section(text, "Ranking")
     assert ">packing=bfd<" in (tmp_path / "sweep-light.svg").read_text(encoding="utf-8")
 
 
@@ -585,6 +614,7 @@ def test_labels_move_apart_in_order() -> None:
         (fmt.enumerate_words(["a", "b", "c"]), "a, b and c"),
         (fmt.enumerate_words(list("abcd"), most=2), "a, b and 2 more"),
         (fmt.escape("snake_case _em_ 0.1 1. x"), "snake_case \\_em\\_ 0.1 1. x"),
+        (fmt.escape("<b>&"), "&lt;b&gt;&amp;"),
         (fmt.escape("1. x"), "1\\. x"),
         (fmt.escape("- x"), "\\- x"),
         (fmt.code("a`b|c"), "`` a`b\\|c ``"),

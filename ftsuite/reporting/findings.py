@@ -160,7 +160,7 @@ def _not_shown(study: Study, cell: RunRecord) -> str:
                 f"that {fmt.code(name)} is unchanged: {fmt.plural(found.n, 'document')} detect "
                 f"a difference of {fmt.score(found.minimum_detectable)}"
             )
-    if not any("seed" in entry for c in study.records for entry in c.overrides):
+    if not any("train.seed" in entry for c in study.records for entry in c.overrides):
         said.append("how much another training seed would change, as each cell was trained once")
     return f"**Not shown.** {_sentence(said)}" if said else ""
 

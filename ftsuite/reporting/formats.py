@@ -160,7 +160,7 @@ def code(text: str) -> str:
 def block(text: str, language: str = "") -> str:
     """Put text into a fenced block that it cannot close."""
     longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
-    fence = "```"
+    fence = "`" * max(3, longest + 1)
     return f"{fence}{language}\n{text}\n{fence}"
 
 

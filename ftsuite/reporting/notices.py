@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from ftsuite.reporting.study import Study
 
 
+MOST_NOTICES = 8
+"""Notices of one kind; a study over data sets could have one a cell."""
+
+
 def notices(study: Study) -> list[str]:
     """Return the notices, one Markdown paragraph each; each is said once for all cells."""
     return [
@@ -27,7 +31,11 @@ def notices(study: Study) -> list[str]:
 
 
 def _distinct(notes: Iterable[str]) -> list[str]:
-    return list(dict.fromkeys(notes))
+    distinct = list(dict.fromkeys(notes))
+    left_out = len(distinct) - MOST_NOTICES
+    if left_out <= 0:
+        return distinct
+    return [*distinct[:MOST_NOTICES], f"And {left_out:,} more of this kind, in the records."]
 
 
 def _model(record: RunRecord) -> Iterable[str]:
@@ -71,10 +79,10 @@ def _documents(study: Study) -> list[str]:
         for metric in cell.tuned.metrics
         if len(metric.values) < metric.available
     }
-    return [
+    return _distinct(
         f"{fmt.code(task)} was scored on {n:,} of {available:,} documents (seeded subset)."
         for task, (n, available) in sorted(subsets.items())
-    ]
+    )
 
 
 def _ranking(study: Study) -> list[str]:
@@ -92,10 +100,10 @@ def _refusals(study: Study) -> list[str]:
         for comparison in cell.comparisons:
             if comparison.refused:
                 reasons[comparison.refused] = reasons.get(comparison.refused, 0) + 1
-    return [
+    return _distinct(
         f"{fmt.plural(times, 'delta')} refused: {fmt.escape(reason, limit=400)}."
         for reason, times in reasons.items()
-    ]
+    )
 
 
 def _gaps(study: Study) -> list[str]:

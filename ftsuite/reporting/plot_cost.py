@@ -74,14 +74,7 @@ def _cost_panel(
     """Draw one panel; returns the labels to place once the layout is known."""
     pick, order = study.pick, study.ranking
     many = len(cells) > MOST_POINT_LABELS
-    if wants_log(list(x.values())):
-        from matplotlib.ticker import FixedLocator, NullLocator
-
-        panel.set_xscale("log", base=2)
-        numbers = sorted(set(x.values()))
-        if len(numbers) <= 6:
-            panel.xaxis.set_major_locator(FixedLocator(numbers))
-        panel.xaxis.set_minor_locator(NullLocator())
+    _scale(panel, sorted(set(x.values())))
     rest = [cell.run_id for cell in cells if cell is not pick]
     if not many:
         panel.vlines(
@@ -141,3 +134,14 @@ def _listed(
         for cell in cells
     ]
     return fmt.enumerate_words(listed, most=MOST_LABELS)
+
+
+def _scale(panel: Any, numbers: list[float]) -> None:
+    from matplotlib.ticker import FixedLocator, NullLocator
+
+    if not wants_log(numbers):
+        return
+    panel.set_xscale("log", base=2)
+    panel.xaxis.set_minor_locator(NullLocator())
+    if len(numbers) <= 6:
+        panel.xaxis.set_major_locator(FixedLocator(numbers))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from ftsuite.reporting import formats as fmt
@@ -9,7 +10,7 @@ from ftsuite.reporting.marks import MOST_LABELS, end_labels
 from ftsuite.reporting.svg import ACCENT, MUTED, SERIES, Picture, panels, picture
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from ftsuite.records import RunRecord
     from ftsuite.reporting.study import Study
@@ -32,7 +33,7 @@ def draw(study: Study) -> Picture | None:
     grey = [cell for cell in cells if cell.run_id not in colors][:MOST_GREY]
     drawn = [*grey, *(cell for cell in cells if cell.run_id in colors)]
     views = [("Training loss", _training)]
-    if any(_validation(cell) for cell in cells):
+    if any(_validation(cell) for cell in drawn):
         views.append(("Validation loss", _validation))
     figure, axes = panels(len(views))
     for panel, (title, line_of) in zip(axes, views, strict=True):
@@ -70,12 +71,16 @@ def _colors(study: Study, cells: Sequence[RunRecord]) -> dict[str, str]:
 
 def _training(cell: RunRecord) -> Line:
     curve = cell.train.curve if cell.train else ()
-    return [(point.step, point.loss) for point in curve if point.loss is not None]
+    return _finite((point.step, point.loss) for point in curve)
 
 
 def _validation(cell: RunRecord) -> Line:
     curve = cell.train.curve if cell.train else ()
-    return [(point.step, point.eval_loss) for point in curve if point.eval_loss is not None]
+    return _finite((point.step, point.eval_loss) for point in curve)
+
+
+def _finite(points: Iterable[tuple[int, float | None]]) -> Line:
+    return [(step, loss) for step, loss in points if loss is not None and math.isfinite(loss)]
 
 
 def _smooth(line: Line) -> Line:

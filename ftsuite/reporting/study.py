@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from ftsuite import records as rec
 from ftsuite.compare import find_comparison, verdict
+from ftsuite.config import RunConfig, to_plain
 from ftsuite.errors import ComparisonError
 from ftsuite.ranking import Ranking, adjusted_p_values, is_scored, ranking
 from ftsuite.reporting.sweep import short_labels
@@ -99,9 +100,9 @@ def build(manifest: StudyManifest, records: Sequence[RunRecord]) -> Study:
     by_id = {record.run_id: record for record in records}
     ordered = [by_id[entry.run_id] for entry in manifest.cells if entry.run_id in by_id]
     scored = [record for record in ordered if is_scored(record)]
-    settings = (scored or ordered)[0].config if ordered else {}
-    evals, gates = settings.get("evals", {}), settings.get("gates", {})
-    rank_by, alpha = evals.get("rank_by", ""), gates.get("alpha", 0.05)
+    settings = (scored or ordered)[0].config if ordered else to_plain(RunConfig())
+    evals, alpha = settings["evals"], settings["gates"]["alpha"]
+    rank_by = evals["rank_by"]
     found, problem = _rank(scored, rank_by, alpha)
     if found:
         place = {run_id: index for index, run_id in enumerate(found.order)}
@@ -114,8 +115,8 @@ def build(manifest: StudyManifest, records: Sequence[RunRecord]) -> Study:
         unfinished=tuple(record for record in ordered if not is_scored(record)),
         missing=tuple(entry for entry in manifest.cells if entry.run_id not in by_id),
         rank_by=rank_by,
-        headline=evals.get("headline", ""),
-        watch=tuple(evals.get("watch", ())),
+        headline=evals["headline"],
+        watch=tuple(evals["watch"]),
         alpha=alpha,
         ranking=found,
         problem=problem,

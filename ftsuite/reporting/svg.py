@@ -36,7 +36,8 @@ _DARK = {
 # The reader's own interface font; the layout is measured in a wider one, so nothing overflows.
 _FONTS = "-apple-system, 'Segoe UI', 'Noto Sans', Helvetica, Arial, sans-serif"
 
-_STYLE: dict[str, Any] = {
+# Any, as matplotlib 3.10 and 3.11 type their settings differently.
+_STYLE: Any = {
     "axes.axisbelow": True,
     "axes.edgecolor": MUTED,
     "axes.facecolor": "none",

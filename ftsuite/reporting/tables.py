@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from ftsuite.compare import find_comparison, find_metric
@@ -25,7 +26,8 @@ def ranked(study: Study) -> str:
     """The table to pick from: one row a cell, best first."""
     order, rows = study.ranking, []
     for place, cell in enumerate(study.cells[:MOST_RANKED], start=1):
-        name = fmt.code(cell.label)
+        # One span an override, so that a long label can break and the table fits the page.
+        name = " ".join(fmt.code(part) for part in re.split(r",(?=[\w.+/@]+=)", cell.label))
         if order and cell.run_id == order.recommended:
             name = f"**{name}** ← pick"
         near = " ≈" if order and cell.run_id in order.within_noise else ""
@@ -37,13 +39,13 @@ def ranked(study: Study) -> str:
                 name,
                 fmt.unbroken(interval_of(find_metric(cell.tuned, study.rank_by))),
                 *(fmt.unbroken(text) for text in _headline(study, cell, found)),
+                gates_words(cell),
                 fmt.unbroken(fmt.count(parameters)),
                 fmt.unbroken(fmt.seconds(train_seconds(cell))),
-                gates_words(cell),
             ]
         )
     headers = [">rank", "cell", ">validation [95 %]", ">base", ">tuned", ">difference [95 %]"]
-    headers += [">Holm p", "verdict", ">parameters", ">training", "gates"]
+    headers += [">Holm p", "verdict", "gates", ">parameters", ">training"]
     return fmt.table(headers, rows) + beyond(len(study.cells), MOST_RANKED)
 
 

@@ -1,0 +1,207 @@
+"""The console script `ftsuite`: subcommands beside the Hydra entry.
+
+Nothing heavy is imported before a command needs it, so `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import sys
+from contextlib import contextmanager
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from ftsuite import __version__
+from ftsuite.errors import FtsuiteError, one_line
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+
+COMMANDS = {
+    "run": "ftsuite.commands.run:run",
+    "plan": "ftsuite.commands.plan:plan",
+    "preview": "ftsuite.commands.preview:preview",
+    "runs": "ftsuite.commands.runs:runs",
+    "show": "ftsuite.commands.show:show",
+    "compare": "ftsuite.commands.compare:compare",
+    "report": "ftsuite.commands.report:report",
+    "doctor": "ftsuite.commands.doctor:doctor",
+    "fetch": "ftsuite.commands.fetch:fetch",
+}
+"""Command → the function that runs it, imported when it is asked for."""
+
+STATUSES = ("complete", "failed", "running", "interrupted")
+OVERRIDES_HELP = "Hydra overrides, such as +sweep=lora_rank lora.dropout=0.1"
+RUN_HELP = "run id or the start of one, or study/label; `ftsuite runs` lists them"
+SIDE_HELP = "a run's tuned model (run id or the start of one, or study/label), or base:RUN"
+BROKEN_PIPE = 141
+"""Exit code of a program whose reader went away: 128 + SIGPIPE, as shells show it."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    options = _parse(sys.argv[1:] if arguments is None else arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A terminal without Unicode shows a question mark instead of failing on a minus sign.
+        sys.stdout.reconfigure(errors="replace")
+    try:
+        with _store(options.store):
+            code = _command(options)
+        sys.stdout.flush()
+    except FtsuiteError as error:
+        if os.environ.get("FTSUITE_TRACEBACK") == "1":
+            raise
+        print(f"ftsuite: error: {one_line(error)}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("ftsuite: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # Python flushes stdout once more at exit, which would fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+    return code
+
+
+def parser() -> argparse.ArgumentParser:
+    """Build the parser of all commands."""
+    top = argparse.ArgumentParser(
+        prog="ftsuite",
+        description="Evaluation-first fine-tuning of language models: sweep, train, merge, score, "
+        "compare. See docs/commands.md.",
+    )
+    top.add_argument("--version", action="version", version=f"ftsuite {__version__}")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _before_a_run(commands)
+    _after_a_run(commands)
+    _machine(commands)
+    return top
+
+
+def _before_a_run(commands: Commands) -> None:
+    run = commands.add_parser(
+        "run",
+        parents=[_store_option()],
+        help="run a study; the same as python -m ftsuite OVERRIDES…",
+        epilog="Options of ftsuite come before the overrides; what follows goes to Hydra.",
+    )
+    plan = commands.add_parser(
+        "plan",
+        parents=[_store_option(), _json_option()],
+        help="what a sweep will compute, and what it costs",
+    )
+    preview = commands.add_parser(
+        "preview",
+        parents=[_store_option()],
+        help="show rendered training rows and their trained tokens",
+    )
+    for command in (run, plan, preview):
+        command.add_argument("overrides", nargs="*", metavar="OVERRIDE", help=OVERRIDES_HELP)
+    preview.add_argument("--rows", type=_count, default=3, metavar="N", help="rows (default: 3)")
+
+
+def _after_a_run(commands: Commands) -> None:
+    both = [_store_option(), _json_option()]
+    runs = commands.add_parser("runs", parents=both, help="list the runs in the store")
+    runs.add_argument("--study", metavar="NAME", help="runs of this study only")
+    runs.add_argument("--status", choices=STATUSES, help="runs with this status only")
+
+    show = commands.add_parser("show", parents=both, help="everything about one run")
+    show.add_argument("run", metavar="RUN", help=RUN_HELP)
+
+    compare = commands.add_parser(
+        "compare", parents=both, help="set two models against each other, paired"
+    )
+    compare.add_argument("a", metavar="A", help=SIDE_HELP)
+    compare.add_argument("b", metavar="B", help="the same; differences are B minus A")
+
+    report = commands.add_parser(
+        "report", parents=[_store_option()], help="render a study's report"
+    )
+    report.add_argument(
+        "study", metavar="STUDY|FOLDER", help="a study in the store, or a folder with study.json"
+    )
+    report.add_argument("--out", metavar="DIR", help="where to (default: reports/STUDY)")
+
+
+def _machine(commands: Commands) -> None:
+    doctor = commands.add_parser(
+        "doctor",
+        parents=[_store_option(), _json_option()],
+        help="check this machine: versions, devices, caches",
+    )
+    doctor.add_argument(
+        "--network", action="store_true", help="also ask the Hub and the package registry"
+    )
+    fetch = commands.add_parser(
+        "fetch", parents=[_store_option()], help="fetch and convert a base model"
+    )
+    wanted = fetch.add_mutually_exclusive_group()
+    wanted.add_argument(
+        "model", nargs="?", help="a choice of conf/model (default: the default configuration's)"
+    )
+    wanted.add_argument(
+        "--standard", action="store_true", help="fetch the standard eval suite's wheel instead"
+    )
+
+
+def _store_option() -> argparse.ArgumentParser:
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument(
+        "--store", metavar="DIR", help="folder of the store (default: $FTSUITE_STORE, or outputs)"
+    )
+    return shared
+
+
+def _json_option() -> argparse.ArgumentParser:
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--json", action="store_true", help="print JSON only")
+    return shared
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    if arguments[:1] != ["run"]:
+        return parser().parse_args(arguments)
+    # argparse would take Hydra's flags (--cfg job) for its own, so it sees only what comes first.
+    own = 1
+    while own < len(arguments) and arguments[own].startswith(("--store", "-h", "--help")):
+        own += 2 if arguments[own] == "--store" else 1
+    options = parser().parse_args(arguments[:own])
+    options.overrides = arguments[own:]
+    return options
+
+
+def _command(options: argparse.Namespace) -> int:
+    module, _, function = COMMANDS[options.command].partition(":")
+    code: int = getattr(import_module(module), function)(options)
+    return code
+
+
+@contextmanager
+def _store(folder: str | None) -> Iterator[None]:
+    """Let `folder` stand for FTSUITE_STORE: the configuration's default and joblib's workers."""
+    before = os.environ.get("FTSUITE_STORE")
+    if folder is not None:
+        os.environ["FTSUITE_STORE"] = folder
+    try:
+        yield
+    finally:
+        if folder is not None:
+            os.environ.pop("FTSUITE_STORE")
+            if before is not None:
+                os.environ["FTSUITE_STORE"] = before
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return number
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The subcommands of `ftsuite`, one a module; see docs/commands.md."""

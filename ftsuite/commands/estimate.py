@@ -1,0 +1,213 @@
+"""What a cell will cost before it runs: tokens from files, speeds from earlier runs.
+
+Every number here is an estimate and is called one where it is shown.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from ftsuite import probe, readers, tasks
+from ftsuite.config import Packing, to_plain
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    from ftsuite.config import EvalsConfig, ProbesConfig, RunConfig, TrainConfig
+    from ftsuite.records import DataSummary, RunRecord
+
+PUBLISHED_TRAIN, PUBLISHED_SCORE = 145.0, 400.0
+"""Tokens a second of SmolLM2-135M on 2 CPU cores (docs/architecture.md)."""
+CHARACTERS_A_TOKEN = 4
+TURN_TOKENS = 6
+"""Tokens that a template adds around a message, about."""
+GENERATED = 6
+"""Scored tokens that take as long as a generated one; measured with SmolLM2-135M on 2 CPU cores."""
+DATA_SECONDS, MERGE_SECONDS = 5.0, 10.0
+"""Where no earlier run tells: reading and tokenising a small file; merging a small model."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Speeds:
+    """How fast this machine is with this model."""
+
+    train: float
+    """Tokens a second."""
+    score: float
+    """Tokens a second."""
+    seconds: dict[str, float]
+    """Mean seconds of earlier data, merge and probe stages."""
+    source: str
+    """Where the speeds come from, in words."""
+
+
+def speeds(runs: Iterable[RunRecord], device: str, config: RunConfig) -> Speeds:
+    """Take the speeds from earlier runs of a model on a device, else the published ones.
+
+    Args:
+        runs: of the store.
+        device: as `devices.describe` says it.
+        config: the cell; its model's speed and its probes' duration are wanted.
+    """
+    alike = [
+        run
+        for run in runs
+        if run.provenance.device == device
+        and run.config.get("model", {}).get("id") == config.model.id
+    ]
+    probes = to_plain(config.probes)
+    seen: set[str] = set()
+    spent: dict[str, list[tuple[int, float]]] = {}
+    for run in alike:
+        for stage in run.stages:
+            # A shared stage stands in the record of every cell that uses it.
+            kind = stage.stage.partition("-")[0]
+            is_other = kind == "probe" and run.config.get("probes") != probes
+            if stage.key not in seen and stage.seconds > 0 and not is_other:
+                seen.add(stage.key)
+                spent.setdefault(kind, []).append((_tokens_of(run, stage.stage), stage.seconds))
+    train, score = _rate(spent.get("train", [])), _rate(spent.get("eval", []))
+    return Speeds(
+        train=train or PUBLISHED_TRAIN,
+        score=score or PUBLISHED_SCORE,
+        seconds={
+            kind: sum(seconds for _, seconds in spent[kind]) / len(spent[kind])
+            for kind in ("data", "merge", "probe")
+            if kind in spent
+        },
+        source=_source(train, score, device),
+    )
+
+
+def _source(train: float | None, score: float | None, device: str) -> str:
+    published = "published for SmolLM2-135M on 2 CPU cores"
+    earlier = f"earlier runs in the store on {device}"
+    if train and score:
+        return earlier
+    if train or score:
+        return f"{'train' if train else 'score'}: {earlier}; the other: {published}"
+    return f"{published}; this machine ({device}) may differ"
+
+
+def _tokens_of(run: RunRecord, stage: str) -> int:
+    """Tokens that a stage worked through; 0 where the record does not say."""
+    # The seconds of a resumed training leave out what went before.
+    if stage == "train" and run.train and not run.train.resumed_from_step:
+        return run.train.tokens
+    scores = {"eval-base": run.base, "eval-tuned": run.tuned}.get(stage)
+    return scores.tokens if scores else 0
+
+
+def _rate(spent: list[tuple[int, float]]) -> float | None:
+    known = [(tokens, seconds) for tokens, seconds in spent if tokens]
+    return sum(t for t, _ in known) / sum(s for _, s in known) if known else None
+
+
+def passes(train: TrainConfig, sequences: int) -> float:
+    """How often training goes over its data."""
+    if train.max_steps is None:
+        return train.epochs
+    batch = train.micro_batch_size * train.gradient_accumulation
+    return train.max_steps / max(1, math.ceil(sequences / batch))
+
+
+def stored_tokens(summary: DataSummary, train: TrainConfig) -> int:
+    """Tokens that training goes through, by the stored data stage."""
+    split = next(split for split in summary.splits if split.name == "train")
+    return round(split.tokens * passes(train, split.sequences))
+
+
+def file_tokens(config: RunConfig) -> int | None:
+    """Tokens that training goes through, from the rows and characters of the file.
+
+    None for a Hub data set, which would have to be downloaded.
+    """
+    data = config.data
+    if isinstance(readers.find_source(data.train, split="train"), readers.HubSource):
+        return None
+    system = (len(data.system) / CHARACTERS_A_TOKEN + TURN_TOKENS) if data.system else 0.0
+    rows = [
+        min(data.max_length, length / CHARACTERS_A_TOKEN + 2 * TURN_TOKENS + system)
+        for length in _row_lengths(data.train)
+    ]
+    cut = data.validation_fraction if data.validation is None else 0.0
+    cut += data.test_fraction if data.test is None else 0.0
+    kept = max(1, round(len(rows) * (1 - cut)))
+    if data.train_limit is not None:
+        kept = min(kept, data.train_limit)
+    tokens = kept * sum(rows) / len(rows)
+    is_packed = config.packing.strategy is not Packing.off
+    sequences = math.ceil(tokens / data.max_length) if is_packed else kept
+    return round(tokens * passes(config.train, sequences))
+
+
+@functools.cache
+def _row_lengths(source: str) -> list[int]:
+    return [_characters(row) for row in readers.read_rows(source)]
+
+
+def _characters(value: Any) -> int:
+    """Characters of all texts in a row, however deep they stand."""
+    if isinstance(value, dict):
+        return sum(_characters(item) for item in value.values())
+    if isinstance(value, list):
+        return sum(_characters(item) for item in value)
+    return len(value) if isinstance(value, str) else 0
+
+
+def documents(task: str, evals: EvalsConfig) -> int | None:
+    """How many documents of a task will be scored; None where only lm-eval knows."""
+    limit = evals.limits.get(task, evals.limit)
+    if task not in tasks.own_tasks():
+        return limit
+    there = len(_own_documents(tasks.own_tasks()[task])[0])
+    return there if limit is None else min(limit, there)
+
+
+def score_tokens(evals: EvalsConfig, runs: Iterable[RunRecord]) -> int | None:
+    """Tokens of one model's scoring: as an earlier run counted, else from the documents.
+
+    None where a task's documents are not on this machine.
+    """
+    settings = {"tasks": evals.tasks, "limit": evals.limit, "limits": evals.limits}
+    for run in runs:
+        said = run.config.get("evals", {})
+        if run.base and all(said.get(name) == value for name, value in settings.items()):
+            return run.base.tokens
+    total = 0.0
+    for task in evals.tasks:
+        if task not in tasks.own_tasks():
+            return None
+        lengths, around = _own_documents(tasks.own_tasks()[task])
+        mean = sum(lengths) / max(1, len(lengths))
+        total += (documents(task, evals) or 0) * ((mean + around) / CHARACTERS_A_TOKEN + 20)
+    return round(total)
+
+
+@functools.cache
+def _own_documents(path: Path) -> tuple[list[int], int]:
+    """Characters of each document of one of our tasks, and of what stands around each."""
+    # Only names are read here; lm-eval's own loader would import what they name.
+    plain = yaml.safe_load(path.read_text(encoding="utf-8").replace("!function", ""))
+    split = plain.get("test_split") or plain.get("validation_split") or plain.get("train_split")
+    file = path.parent / plain["dataset_kwargs"]["data_files"][split]
+    lines = file.read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines if line.strip()]
+    return [_characters(row) for row in rows], len(plain.get("description") or "")
+
+
+def probe_tokens(probes: ProbesConfig) -> int:
+    """Scored tokens that take as long as one model's probes, with and without system prompt."""
+    total = 0.0
+    for one in probe.read_probes(probes):
+        for prompt in one.prompts[: probes.limit]:
+            asked = (2 * len(prompt) + len(one.system)) / CHARACTERS_A_TOKEN
+            total += asked + 2 * GENERATED * probes.max_new_tokens
+    return round(total)

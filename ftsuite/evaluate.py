@@ -234,11 +234,23 @@ def _values(metric: str, raw: list[Any]) -> tuple[list[float] | None, list[float
     documents' values weighted by their bytes.
     """
     if metric == "bits_per_byte":
-        return [-ll / math.log(2) / size for ll, size in raw], [float(size) for _, size in raw]
+        values = [-ll / math.log(2) / size for ll, size in raw]
+        _require_finite(metric, values)
+        return values, [float(size) for _, size in raw]
     if all(isinstance(value, (bool, int, float)) or hasattr(value, "item") for value in raw):
-        return [round(float(value), 6) for value in raw], None
+        values = [round(float(value), 6) for value in raw]
+        _require_finite(metric, values)
+        return values, None
     # Perplexities repeat bits per byte; list-valued metrics have no value a document.
     return None, None
+
+
+def _require_finite(metric: str, values: list[float]) -> None:
+    if not all(map(math.isfinite, values)):
+        raise StageError(
+            f"eval: {metric} is not a number for {sum(not math.isfinite(v) for v in values)} "
+            "documents; the model's weights hold NaN, or model.dtype is too narrow for them"
+        )
 
 
 def _chance(task: Any, rows: list[Any]) -> float | None:

@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from ftsuite.devices import Compute
 
 VERSION = 1
-TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.02}
+TOLERANCE = {"float32": 1e-3, "bfloat16": 0.25, "float16": 0.05}
 """Largest |Δ mean log-likelihood| a token of a row, nats, between adapter and merged model.
 
-Merging rounds W + BA to the dtype: 0.02 nats a token in bfloat16, below 1e-4 in float32, were
-measured on SmolLM2-135M (docs/architecture.md). A wrong scale or a missing layer costs far more.
+Merging rounds W + BA to the dtype. Measured on SmolLM2-135M: below 1e-4 in float32, 0.02 (CPU) to
+0.11 (H200) in bfloat16; a wrong scale or a missing layer costs far more.
 """
 
 
@@ -112,7 +112,8 @@ def require_fidelity(summary: MergeSummary) -> None:
     Raises:
         StageError: the largest difference is above the tolerance.
     """
-    if summary.max_difference > summary.tolerance:
+    # Written so that NaN fails too.
+    if not summary.max_difference <= summary.tolerance:
         raise StageError(
             f"merge: adapter and merged model differ by {summary.max_difference:.4f} nats a token "
             f"on {summary.fidelity_items} rows, more than {summary.tolerance} for {summary.dtype}; "

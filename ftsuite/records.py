@@ -406,8 +406,7 @@ def dumps(plain: Any) -> str:
         return value
 
     text = json.dumps(fold(plain), indent=1, ensure_ascii=False)
-    # json has escaped every other NUL of the record, so a mark can only be ours.
-    text = re.sub(r'"\\u0000\d+\\u0000"', lambda m: arrays[m[0]], text)
+    text = re.sub(r'"\\u0000\d+\\u0000"', lambda m: arrays.get(m[0], m[0]), text)
     return redact(text) + "\n"
 
 

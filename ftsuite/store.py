@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from filelock import FileLock, Timeout
 
 from ftsuite import records
-from ftsuite.errors import StageError, StoreError
+from ftsuite.errors import FtsuiteError, StageError, StoreError
 from ftsuite.measure import measure
 
 if TYPE_CHECKING:
@@ -37,6 +37,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 T = TypeVar("T")
+
+FULL_DISK_BYTES = 100_000
+"""Free space below which a failed stage is blamed on the disk."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -284,10 +287,14 @@ def _locked(root: Path, spec: StageSpec[Any], on_wait: Callable[[str], None]) ->
 def _disk_full_is_an_error(root: Path) -> Iterator[None]:
     try:
         yield
+    except FtsuiteError:
+        raise
     except Exception as error:
         # safetensors and torch wrap the errno in their own exceptions and keep only its text.
-        full = os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT)
-        if not any(text in str(error) for text in full):
+        texts = os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT)
+        told = any(text in str(error) for text in texts)
+        # torch says only "iostream error".
+        if not told and shutil.disk_usage(root).free > FULL_DISK_BYTES:
             raise
         raise StageError(
             f"no space left on the disk of {root}; free some, or set store.root or FTSUITE_STORE"

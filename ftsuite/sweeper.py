@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from ftsuite.config import RunConfig
 
 Overrides = list[str]
+LABEL_CHARACTERS = 40
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,4 +151,6 @@ def _label(overrides: Sequence[str], swept: set[str]) -> str:
     if not mine:
         hidden = ("sweep", "study", "hydra", "tracking", "store")
         mine = [o for o in overrides if not o.lstrip("+").startswith(hidden)]
-    return ", ".join(o.lstrip("+") for o in mine) or "default"
+    label = ", ".join(o.lstrip("+") for o in mine) or "default"
+    # A table's first column must stay narrow; the record lists every override.
+    return label if swept or len(label) <= LABEL_CHARACTERS else "custom"

@@ -82,7 +82,7 @@ def check_names(config: EvalsConfig) -> None:
 def _near(name: str, known: list[str]) -> str:
     import difflib
 
-    near = difflib.get_close_matches(name, known, n=3)
+    near = difflib.get_close_matches(name, list(dict.fromkeys(known)), n=3)
     return f"; did you mean {', '.join(near)}?" if near else "; see evals/ and lm-eval's tasks"
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ftsuite import models, packing, progress, templates
 from ftsuite.data import load_split
-from ftsuite.errors import StageError
+from ftsuite.errors import ConfigError, StageError
 from ftsuite.records import CurvePoint, TrainSummary
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ def train(
         cell: the cell's place in the sweep, for the display.
 
     Raises:
+        ConfigError: the model has no such target modules.
         StageError: the loss is not a number.
     """
     from peft import get_peft_model
@@ -52,7 +53,11 @@ def train(
     model = models.load_model(
         base, tokenizer, config.model, device=compute.device, dtype=compute.dtype
     )
-    model = get_peft_model(model, peft_config(config.lora))
+    try:
+        model = get_peft_model(model, peft_config(config.lora))
+    except ValueError as error:
+        targets = config.lora.target_modules
+        raise ConfigError("lora.target_modules", targets, f"PEFT refuses them: {error}") from error
     sequences, validation = load_split(data, "train"), load_split(data, "validation")
     steps = total_steps(config.train, len(sequences))
     arguments = _arguments(config.train, compute, steps, folder / "checkpoints")
@@ -162,12 +167,13 @@ def _trainer(
             advance(round(tokens_a_step))
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-            loss = (logs or {}).get("loss")
-            if loss is not None and not math.isfinite(loss):
-                raise StageError(
-                    f"train: the loss is {loss} at step {state.global_step}; lower "
-                    "train.learning_rate, or set model.dtype=float32"
-                )
+            for name in ("loss", "eval_loss", "grad_norm"):
+                value = (logs or {}).get(name)
+                if value is not None and not math.isfinite(value):
+                    raise StageError(
+                        f"train: the {name} is {value} at step {state.global_step}; lower "
+                        "train.learning_rate, or set model.dtype=float32"
+                    )
 
         def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             from pathlib import Path

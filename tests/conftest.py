@@ -1,4 +1,4 @@
-"""What several test files share: a tiny model with data, and the command that runs a study on it."""
+"""What test files share: a tiny model with data, and the command that runs a study on it."""
 
 from __future__ import annotations
 
@@ -41,10 +41,19 @@ if TYPE_CHECKING:
 
     from ftsuite.records import RunRecord, StudyManifest
 
+
 def pytest_configure(config: pytest.Config) -> None:
     # The libraries' own talk about their coming versions; ftsuite silences it too.
     for rule in ("FutureWarning:transformers", "UserWarning:peft", "DeprecationWarning:datasets"):
         config.addinivalue_line("filterwarnings", f"ignore::{rule}")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave slow tests out unless they are asked for by -m or by name."""
+    asked = config.option.markexpr or any("::" in name for name in config.args)
+    for item in items:
+        if item.get_closest_marker("slow") and not asked:
+            item.add_marker(pytest.mark.skip(reason="slow; run with -m slow"))
 
 
 REPOSITORY = Path(__file__).resolve().parents[1]

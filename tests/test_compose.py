@@ -44,6 +44,8 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FTSUITE_STORE", str(tmp_path / "store"))
     monkeypatch.delenv("FTSUITE_TRACEBACK", raising=False)
+    # Nothing here may train a model, least of all where a check has gone missing.
+    monkeypatch.setattr("ftsuite.run.run", None)
     return tmp_path
 
 

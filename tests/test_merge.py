@@ -48,7 +48,9 @@ def logits(model: Any, tokenizer: Any) -> Any:
     import torch
 
     text = templates.render(
-        tokenizer, [{"role": "user", "content": "Sailor 3 asks about fault"}], add_generation_prompt=True
+        tokenizer,
+        [{"role": "user", "content": "Sailor 3 asks about fault"}],
+        add_generation_prompt=True,
     )
     with torch.inference_mode():
         return model(torch.tensor([templates.encode(tokenizer, text)])).logits

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import shutil
 import time
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,11 +14,12 @@ from conftest import CPU, PATIENCE, Command, make_config, scores_of, shape_colum
 
 from ftsuite import models, progress, records, stages, study, train
 from ftsuite.config import Packing, RunConfig, Scheduler
-from ftsuite.records import RunRecord, TrainSummary
 from ftsuite.store import file_digest, run_stage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from ftsuite.records import RunRecord, TrainSummary
 
 CELLS = "lora.r=2,4"
 STAGES = ("data", "eval", "train", "merge")
@@ -163,33 +165,24 @@ def train_spec(config: RunConfig, root: Path) -> Any:
     return chain.train
 
 
-def interrupt_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Raise in the trainer after `step` optimiser steps, once."""
-    real = progress.stage
+def watch_steps(monkeypatch: pytest.MonkeyPatch, *, stop_at: int | None = None) -> list[int]:
+    """Note the tokens of every optimiser step, and raise in the trainer at step `stop_at`."""
+    real, steps = progress.stage, list[int]()
 
-    def stage(cell: str, name: str, total: int, unit: str) -> Any:
-        return Breaking(real(cell, name, total, unit), step if name == "train" else None)
+    @contextmanager
+    def stage(cell: str, name: str, total: int, unit: str) -> Iterator[Any]:
+        def count(amount: int) -> None:
+            if name == "train":
+                steps.append(amount)
+                if len(steps) == stop_at:
+                    raise Interrupted
+            advance(amount)
 
-    class Breaking:
-        def __init__(self, context: Any, at: int | None) -> None:
-            self.context, self.left = context, at
-
-        def __enter__(self) -> Any:
-            advance = self.context.__enter__()
-
-            def count(amount: int) -> None:
-                if self.left is not None:
-                    self.left -= 1
-                    if self.left == 0:
-                        raise Interrupted
-                advance(amount)
-
-            return count
-
-        def __exit__(self, *about: Any) -> Any:
-            return self.context.__exit__(*about)
+        with real(cell, name, total, unit) as advance:
+            yield count
 
     monkeypatch.setattr(progress, "stage", stage)
+    return steps
 
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -209,7 +202,7 @@ def test_interrupted_training_ends_as_the_undisturbed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     settings = VARIANTS[variant]
-    results = []
+    results, trained = [], []
     for name in ("undisturbed", "interrupted"):
         root = tmp_path / name
         config = shape_columns(make_config(tiny_model, tiny_rows, root))
@@ -222,18 +215,21 @@ def test_interrupted_training_ends_as_the_undisturbed(
         spec = train_spec(config, root)
         if name == "interrupted":
             with monkeypatch.context() as patch:
-                interrupt_at(5, patch)
+                watch_steps(patch, stop_at=5)
                 with pytest.raises(Interrupted):
                     run_stage(root, spec)
-        results.append(run_stage(root, spec))
+        with monkeypatch.context() as patch:
+            trained.append(watch_steps(patch))
+            results.append(run_stage(root, spec))
     undisturbed, resumed = results
     assert (undisturbed.record.resumed_from_step, resumed.record.resumed_from_step) == (0, 3)
+    assert len(trained[0]) == undisturbed.record.steps == len(trained[1]) + 3
     assert is_same_training(resumed.record, undisturbed.record)
     name = "adapter/adapter_model.safetensors"
     assert file_digest(resumed.folder / name) == file_digest(undisturbed.folder / name)
 
 
-@pytest.mark.parametrize("settings", [{"max_steps": 6}, {"epochs": 1.0}, {"eval_every_steps": 2}])
+@pytest.mark.parametrize("settings", [{"max_steps": 5}, {"epochs": 1.0}, {"eval_every_steps": 2}])
 def test_interrupted_after_the_last_step(
     settings: dict[str, Any],
     tiny_config: RunConfig,
@@ -261,7 +257,9 @@ def test_interrupted_after_the_last_step(
         patch.setattr(PeftModel, "save_pretrained", stop)
         with pytest.raises(Interrupted):
             run_stage(tmp_path / "store", spec)
+    steps = watch_steps(monkeypatch)
     entry = run_stage(tmp_path / "store", spec)
+    assert not steps
     assert entry.record.resumed_from_step == reference.record.steps
     assert is_same_training(entry.record, reference.record)
     name = "adapter/adapter_model.safetensors"
@@ -295,7 +293,9 @@ def test_checkpoint_without_marker_is_ignored_and_deleted(tmp_path: Path) -> Non
 def test_nan_loss_is_an_error_with_a_remedy(tiny_config: RunConfig, tmp_path: Path) -> None:
     config = shape_columns(tiny_config)
     config.train.learning_rate = 1e30
-    with pytest.raises(train.StageError, match=r"the loss is .* at step \d; lower train.learning_rate"):
+    with pytest.raises(
+        train.StageError, match=r"the loss is .* at step \d; lower train\.learning_rate"
+    ):
         run_stage(tmp_path / "store", train_spec(config, tmp_path / "store"))
 
 

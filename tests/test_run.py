@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -12,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from conftest import CPU, Command, environment, scores_of
 
-from ftsuite import evaluate, models, probe, study
+from ftsuite import evaluate, models, probe, records, study
 from ftsuite.config import EvalsConfig, ModelConfig, ProbesConfig, RunConfig, Source
 from ftsuite.errors import BackendUnavailable
+from ftsuite.records import RunRecord
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -202,10 +205,35 @@ def test_failed_cell_does_not_stop_the_others(
     trace = command.store / "studies" / "tiny" / f"{failed.run_id}.traceback.txt"
     assert "Traceback" in trace.read_text() and str(trace) in failed.failure.message
     error = capsys.readouterr().err.strip().splitlines()
-    assert error[-1].startswith("ftsuite: error: 1 of 2 cells failed; lora.target_modules=[nothing]")
+    assert error[-1].startswith(
+        "ftsuite: error: 1 of 2 cells failed; lora.target_modules=[nothing]"
+    )
     text = (command.reports / "tiny" / "README.md").read_text()
     assert failed.label in text and complete.label in text
     assert "Cells that did not finish" in text and failed.failure.message.split(" (")[0] in text
+
+
+def test_full_disk_is_one_line_even_for_the_record(
+    finished: Command,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    command = copy_of(finished, tmp_path)
+    real = records.write
+
+    def write(path: Path, record: Any) -> None:
+        if isinstance(record, RunRecord) and record.status != "running":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(path, record)
+
+    monkeypatch.setattr(records, "write", write)
+    assert command.here("lora.r=2") == 1
+    error = capsys.readouterr().err.strip().splitlines()
+    assert "no space left on the disk" in error[-1] and error[-1].startswith("ftsuite: error: ")
+    monkeypatch.undo()
+    (run,) = command.runs().values()
+    assert run.status == "interrupted"
 
 
 def test_missing_template_is_one_line(

@@ -35,9 +35,7 @@ def write_and_answer(folder: Path) -> Answer:
     return Answer(value=42)
 
 
-def spec(
-    compute: Callable[[Path], Answer] = write_and_answer, **changes: Any
-) -> StageSpec[Answer]:
+def spec(compute: Callable[[Path], Answer] = write_and_answer, **changes: Any) -> StageSpec[Answer]:
     fields: dict[str, Any] = {
         "name": "answer",
         "version": 1,
@@ -225,6 +223,10 @@ return Answer(value=1)
 # --- a damaged entry ------------------------------------------------------------------------
 
 
+def flipped(content: bytes, place: int, bit: int) -> bytes:
+    return content[:place] + bytes([content[place] ^ bit]) + content[place + 1 :]
+
+
 def damage(path: Path, how: str) -> None:
     content = path.read_bytes()
     match how:
@@ -234,7 +236,9 @@ def damage(path: Path, how: str) -> None:
             path.write_bytes(content[: len(content) // 2])
         case "flipped":
             middle = len(content) // 2
-            path.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
+            path.write_bytes(
+                content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+            )
 
 
 @pytest.mark.parametrize("how", ["missing", "truncated", "flipped"])
@@ -260,7 +264,7 @@ def test_every_flipped_byte_of_the_result_is_found_or_harmless(tmp_path: Path) -
     path = entry.folder / "result.json"
     content = path.read_bytes()
     for place in range(len(content)):
-        path.write_bytes(content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :])
+        path.write_bytes(flipped(content, place, 4))
         try:
             found = run_stage(tmp_path, spec(refuse))
             verify(found)
@@ -276,7 +280,7 @@ def test_changed_record_is_found_by_its_checksum(tmp_path: Path) -> None:
     entry = run_stage(tmp_path, spec())
     path = entry.folder / "result.json"
     path.write_text(path.read_text().replace('"value": 42', '"value": 43'))
-    with pytest.raises(StoreError, match="result.json does not have the checksum"):
+    with pytest.raises(StoreError, match=r"result\.json does not have the checksum"):
         lookup(tmp_path, spec())
 
 
@@ -315,6 +319,41 @@ def test_full_disk_is_one_line_with_a_remedy(tmp_path: Path) -> None:
     assert "no space left" in message and str(tmp_path) in message and "FTSUITE_STORE" in message
     assert lookup(tmp_path, spec()) is None
     assert run_stage(tmp_path, spec()).record.value == 42
+
+
+FULL = """
+import sys
+from pathlib import Path
+from ftsuite.errors import StageError
+from ftsuite.store import StageSpec, run_stage
+
+def compute(folder):
+    (folder / "weights.bin").write_bytes(bytes(100_000))
+    return "done"
+
+root = Path(sys.argv[1])
+for name in ("small", "large"):
+    spec = StageSpec(name=name, version=1, inputs={}, record=str, compute=compute)
+    try:
+        print(run_stage(root, spec).record)
+    except StageError as error:
+        print("StageError", error, [path.name for path in root.glob("large/*/")])
+"""
+
+
+def test_disk_that_is_really_full(tmp_path: Path) -> None:
+    """A file system of 160 kB, in a mount namespace of its own."""
+    mount = f'mount -t tmpfs -o size=160k tmpfs {tmp_path} && exec "$@"'
+    inside = ["unshare", "--map-root-user", "--mount", "sh", "-c", mount, "sh"]
+    try:
+        subprocess.run([*inside, "true"], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("this machine gives no mount namespaces to users")
+    command = [*inside, sys.executable, "-c", FULL, str(tmp_path)]
+    first, second = subprocess.check_output(command, text=True).splitlines()
+    assert first == "done"
+    assert second.startswith("StageError no space left on the disk of ")
+    assert second.endswith("[]")
 
 
 def test_full_disk_inside_a_librarys_own_error(tmp_path: Path) -> None:
@@ -366,14 +405,16 @@ def test_readers_never_see_a_folder_without_its_result(tmp_path: Path) -> None:
 
 
 def test_holding_says_whether_the_lock_was_free(tmp_path: Path) -> None:
-    with store.holding(tmp_path / "a" / "x.lock") as first:
-        with store.holding(tmp_path / "a" / "x.lock") as second:
-            assert (first, second) == (True, False)
-    with store.holding(tmp_path / "a" / "x.lock") as third:
+    path = tmp_path / "a" / "x.lock"
+    with store.holding(path) as first, store.holding(path) as second:
+        assert (first, second) == (True, False)
+    with store.holding(path) as third:
         assert third
 
 
 def test_store_needs_no_torch() -> None:
     script = "import sys, ftsuite.store, ftsuite.study; print('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == "False"

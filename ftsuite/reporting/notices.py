@@ -54,8 +54,7 @@ def _data(record: RunRecord) -> Iterable[str]:
     for split in data.splits:
         verb = {"train": "Trained", "validation": "Validation loss", "test": "Tested"}[split.name]
         if split.rows < split.available:
-            why = f" ({fmt.escape(data.subset_note)})" if data.subset_note else ""
-            yield f"{verb} on {split.rows:,} of {split.available:,} rows of {source}{why}."
+            yield f"{verb} on {split.rows:,} of {split.available:,} {split.name} rows of {source}."
         if split.truncated:
             rows = fmt.plural(split.truncated, "row")
             yield f"{rows} of {source} ({split.name}) were cut at the longest length."

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ftsuite import readers, shapes, templates
-from ftsuite.config import Loss, Packing, Shape
+from ftsuite.choices import Loss, Packing, Shape
 from ftsuite.errors import DataError
 from ftsuite.packing import Sequence, pack, single, trained_tokens
 from ftsuite.records import DataSummary

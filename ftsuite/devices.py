@@ -14,9 +14,13 @@ import sys
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ftsuite.config import BackendConfig, Device, Dtype, ModelConfig
+from ftsuite.choices import Device, Dtype
 from ftsuite.errors import BackendUnavailable
+
+if TYPE_CHECKING:
+    from ftsuite.config import BackendConfig, ModelConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

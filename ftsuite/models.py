@@ -15,13 +15,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ftsuite import embedded
-from ftsuite.config import ModelConfig, PadToken, Source
+from ftsuite.choices import PadToken, Source
 from ftsuite.errors import BackendUnavailable, ConfigError, DataError
 from ftsuite.records import ModelIdentity
 from ftsuite.store import StageSpec, digest, file_digest, lookup, run_stage
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from ftsuite.config import ModelConfig
 
 CONVERT_VERSION = 1
 NEW_PAD_TOKEN = "<|pad|>"

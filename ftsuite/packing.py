@@ -15,7 +15,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ftsuite.config import Packing
+from ftsuite.choices import Packing
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

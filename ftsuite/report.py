@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ftsuite.errors import redact
-from ftsuite.records import write_text
+from ftsuite.jsonfile import write_text
 from ftsuite.reporting import findings, plots, probes, stories, tables
 from ftsuite.reporting import formats as fmt
 from ftsuite.reporting.environment import environment

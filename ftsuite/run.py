@@ -12,7 +12,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from ftsuite import devices, models, progress, records
+from ftsuite import devices, jsonfile, models, progress
 from ftsuite.compare import apply_gates, compare_scores
 from ftsuite.config import to_plain
 from ftsuite.errors import FtsuiteError, one_line, redact
@@ -32,7 +32,7 @@ def run(cell: Cell) -> RunRecord:
     root = Path(cell.config.store.root)
     path = record_path(root, cell.study, cell.entry.run_id)
     with claimed(path):
-        previous = records.read(RunRecord, path) if path.exists() else None
+        previous = jsonfile.read(RunRecord, path) if path.exists() else None
         compute = devices.resolve(cell.config.backend, cell.config.model)
         record = RunRecord(
             run_id=cell.entry.run_id,
@@ -43,7 +43,7 @@ def run(cell: Cell) -> RunRecord:
             config=_public(to_plain(cell.config)),
             provenance=provenance(compute, started_at=now(), command=cell.command),
         )
-        records.write(path, record)
+        jsonfile.write(path, record)
         trail: list[StageRecord] = []
         try:
             record = _recipe(cell, root, compute, record, trail)
@@ -53,7 +53,7 @@ def run(cell: Cell) -> RunRecord:
         if record.status == "complete" and previous and all(s.reused for s in record.stages):
             # Nothing was computed, so the record still tells of the run that did.
             record = dataclasses.replace(record, provenance=previous.provenance)
-        records.write(path, record)
+        jsonfile.write(path, record)
     return record
 
 
@@ -140,7 +140,7 @@ def _failed(record: RunRecord, error: Exception, trail: list[StageRecord], path:
     message = one_line(error)
     if not isinstance(error, FtsuiteError):
         details = path.with_suffix(".traceback.txt")
-        records.write_text(details, redact(traceback.format_exc()))
+        jsonfile.write_text(details, redact(traceback.format_exc()))
         message = f"{type(error).__name__}: {message} (traceback in {details})"
     if os.environ.get("FTSUITE_TRACEBACK") == "1":
         traceback.print_exc()

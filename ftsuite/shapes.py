@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ftsuite.config import Shape
+from ftsuite.choices import Shape
 from ftsuite.errors import DataError
 
 if TYPE_CHECKING:

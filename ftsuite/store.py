@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from filelock import FileLock, Timeout
 
-from ftsuite import records
+from ftsuite import jsonfile
 from ftsuite.errors import FtsuiteError, StageError, StoreError
 from ftsuite.measure import measure
 
@@ -118,7 +118,7 @@ def lookup(root: Path, spec: StageSpec[T]) -> Entry[T] | None:
         stage=spec.name,
         key=spec.key,
         folder=folder,
-        record=records.from_json(spec.record, result["record"], where=str(folder)),
+        record=jsonfile.from_json(spec.record, result["record"], where=str(folder)),
         seconds=result["seconds"],
         reused=True,
         peak_memory_bytes=result["peak_memory_bytes"],
@@ -200,7 +200,7 @@ def _compute(root: Path, spec: StageSpec[T]) -> None:
         if not spec.resumable:
             shutil.rmtree(partial, ignore_errors=True)
         raise
-    plain = records.to_json(record)
+    plain = jsonfile.to_json(record)
     files = {
         str(path.relative_to(partial)): {"bytes": path.stat().st_size, "sha256": file_digest(path)}
         for path in sorted(partial.rglob("*"))

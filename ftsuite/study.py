@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
-from ftsuite import records
+from ftsuite import jsonfile
 from ftsuite.config import RunConfig, identity
 from ftsuite.errors import StoreError
 from ftsuite.records import CellEntry, RunRecord, StudyManifest
@@ -48,7 +48,7 @@ def record_path(root: Path, study: str, run: str) -> Path:
 
 def write_manifest(root: Path, manifest: StudyManifest) -> None:
     """Write `study.json`, the cells of the latest command."""
-    records.write(folder(root, manifest.study) / "study.json", manifest)
+    jsonfile.write(folder(root, manifest.study) / "study.json", manifest)
 
 
 def read_manifest(root: Path, study: str) -> StudyManifest:
@@ -61,7 +61,7 @@ def read_manifest(root: Path, study: str) -> StudyManifest:
     if not path.exists():
         known = ", ".join(sorted(p.parent.name for p in root.glob("studies/*/study.json")))
         raise StoreError(f"{study}: no such study in {root}; known are: {known or 'none'}")
-    return records.read(StudyManifest, path)
+    return jsonfile.read(StudyManifest, path)
 
 
 def cell_of(config: RunConfig, root: Path) -> Cell:
@@ -95,13 +95,13 @@ def claimed(path: Path) -> Iterator[None]:
 
 def read_run(path: Path) -> RunRecord:
     """Read a run's record; one that says 'running' while nobody holds its lock is 'interrupted'."""
-    record = records.read(RunRecord, path)
+    record = jsonfile.read(RunRecord, path)
     if record.status != "running":
         return record
     try:
         with FileLock(path.with_suffix(".lock"), timeout=0):
             # It may have ended between the reading and the lock.
-            record = records.read(RunRecord, path)
+            record = jsonfile.read(RunRecord, path)
             running = record.status == "running"
             return replace(record, status="interrupted") if running else record
     except Timeout:
@@ -112,7 +112,7 @@ def all_runs(root: Path) -> list[tuple[Path, RunRecord]]:
     """Every run in the store with its record's path, by study and then in the study's order."""
     found: list[tuple[Path, RunRecord]] = []
     for manifest_path in sorted(root.glob("studies/*/study.json")):
-        manifest = records.read(StudyManifest, manifest_path)
+        manifest = jsonfile.read(StudyManifest, manifest_path)
         order = {cell.run_id: place for place, cell in enumerate(manifest.cells)}
         paths = [p for p in manifest_path.parent.glob("*.json") if p.name != "study.json"]
         # Runs of earlier commands follow those of the latest.

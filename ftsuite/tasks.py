@@ -16,13 +16,15 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from ftsuite import embedded
-from ftsuite.config import EvalData, EvalsConfig
+from ftsuite.choices import EvalData
 from ftsuite.errors import ConfigError, DataError
 from ftsuite.resources import evals_dir
 from ftsuite.store import digest, file_digest
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from ftsuite.config import EvalsConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,18 +19,17 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import pytest
 from tiny import save_tiny_model, write_jsonl
 
-from ftsuite import records, study
+from ftsuite import jsonfile, study
 from ftsuite.__main__ import main
+from ftsuite.choices import Device, Shape
 from ftsuite.config import (
     BackendConfig,
     DataConfig,
-    Device,
     EvalsConfig,
     LoraConfig,
     ModelConfig,
     PackingConfig,
     RunConfig,
-    Shape,
     StoreConfig,
     TrainConfig,
 )
@@ -269,4 +268,4 @@ def scores_of(record: RunRecord) -> list[dict[str, object]]:
     """Both models' scores as plain values, to compare runs of different stores."""
     assert record.base is not None
     assert record.tuned is not None
-    return [records.to_json(record.base), records.to_json(record.tuned)]
+    return [jsonfile.to_json(record.base), jsonfile.to_json(record.tuned)]

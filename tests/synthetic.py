@@ -10,6 +10,7 @@ import numpy as np
 
 from ftsuite import config as cfg
 from ftsuite.compare import apply_gates, compare_scores
+from ftsuite.jsonfile import write
 from ftsuite.records import (
     CellEntry,
     Conditions,
@@ -30,7 +31,6 @@ from ftsuite.records import (
     StageRecord,
     StudyManifest,
     TrainSummary,
-    write,
 )
 
 if TYPE_CHECKING:

@@ -17,10 +17,11 @@ from synthetic import make_failed, make_record, make_study, make_sweep, write_st
 from tiny import tiny_tokenizer
 
 from ftsuite import cli, devices, embedded, models, stages, sweeper
+from ftsuite.choices import Source
 from ftsuite.commands import estimate, machine, network
 from ftsuite.commands.cached import cached_base
 from ftsuite.commands.show import changed_settings
-from ftsuite.config import ModelConfig, RunConfig, Source, to_plain
+from ftsuite.config import ModelConfig, RunConfig, to_plain
 from ftsuite.errors import BackendUnavailable, FtsuiteError, StoreError
 from ftsuite.records import DataSummary, MergeSummary, Scores, SplitSummary, TrainSummary
 from ftsuite.store import run_stage

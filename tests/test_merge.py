@@ -8,11 +8,12 @@ import pytest
 from conftest import CPU, make_config, shape_columns
 
 from ftsuite import merge, models, stages, templates
-from ftsuite.config import PadToken, RunConfig
+from ftsuite.choices import PadToken
 from ftsuite.errors import StageError
 from ftsuite.store import run_stage
 
 if TYPE_CHECKING:
+    from ftsuite.config import RunConfig
     from ftsuite.stages import Chain
 
 

@@ -5,7 +5,7 @@ import random
 import pytest
 from tiny import tiny_llama, tiny_tokenizer
 
-from ftsuite.config import Packing
+from ftsuite.choices import Packing
 from ftsuite.packing import IGNORED, Sequence, collate, pack, single, trained_tokens
 
 

@@ -9,10 +9,10 @@ import yaml
 from tiny import tiny_llama, tiny_tokenizer
 
 from ftsuite import probe, templates
+from ftsuite.choices import Device
 from ftsuite.config import (
     BackendConfig,
     DataConfig,
-    Device,
     ModelConfig,
     ProbesConfig,
     RunConfig,

@@ -12,14 +12,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from conftest import CPU, PATIENCE, Command, make_config, scores_of, shape_columns, wait_for
 
-from ftsuite import models, progress, records, stages, study, train
-from ftsuite.config import Packing, RunConfig, Scheduler
+from ftsuite import jsonfile, models, progress, stages, study, train
+from ftsuite.choices import Packing, Scheduler
 from ftsuite.errors import StageError
 from ftsuite.store import file_digest, run_stage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from ftsuite.config import RunConfig
     from ftsuite.records import RunRecord, TrainSummary
 
 CELLS = "lora.r=2,4"
@@ -43,7 +44,7 @@ def weights(command: Command, record: RunRecord) -> dict[str, str]:
 def is_same_training(mine: TrainSummary | None, reference: TrainSummary | None) -> bool:
     """Bitwise: JSON keeps every digit of a float."""
     assert mine is not None and reference is not None
-    plain, other = records.to_json(mine), records.to_json(reference)
+    plain, other = jsonfile.to_json(mine), jsonfile.to_json(reference)
     del plain["resumed_from_step"], other["resumed_from_step"]
     return bool(plain == other)
 

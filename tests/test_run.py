@@ -15,7 +15,8 @@ import pytest
 from conftest import CPU, Command, environment, scores_of
 
 from ftsuite import evaluate, models, probe, records, study, train
-from ftsuite.config import EvalsConfig, ModelConfig, ProbesConfig, RunConfig, Source
+from ftsuite.choices import Source
+from ftsuite.config import EvalsConfig, ModelConfig, ProbesConfig, RunConfig
 from ftsuite.errors import BackendUnavailable
 from ftsuite.records import RunRecord
 

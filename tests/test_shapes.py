@@ -7,7 +7,8 @@ import pytest
 from tiny import conversation
 
 from ftsuite import shapes
-from ftsuite.config import ColumnsConfig, Shape
+from ftsuite.choices import Shape
+from ftsuite.config import ColumnsConfig
 from ftsuite.errors import DataError
 
 DOLLY = Path(__file__).parents[1] / "../shared/data/dolly_3k/dolly_3k.json"

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from ftsuite import records, study
+from ftsuite import jsonfile, study
 from ftsuite.config import LoraConfig, RunConfig, StoreConfig, TrackingConfig, TrainConfig
 from ftsuite.errors import StoreError
 from ftsuite.records import CellEntry, Provenance, RunRecord, StudyManifest
@@ -113,7 +113,7 @@ with claimed(Path(sys.argv[1])):
 
 def test_running_means_running_and_interrupted_after_a_kill(tmp_path: Path) -> None:
     path = study.record_path(tmp_path, "mine", "a")
-    records.write(path, record("a"))
+    jsonfile.write(path, record("a"))
     assert study.read_run(path).status == "interrupted"
     holder = subprocess.Popen(
         [sys.executable, "-c", HOLDER, str(path)], stdout=subprocess.PIPE, text=True
@@ -128,19 +128,19 @@ def test_running_means_running_and_interrupted_after_a_kill(tmp_path: Path) -> N
         holder.communicate(timeout=30)
     assert study.read_run(path).status == "interrupted"
     # The file itself is left as it was.
-    assert records.read(RunRecord, path).status == "running"
+    assert jsonfile.read(RunRecord, path).status == "running"
 
 
 @pytest.mark.parametrize("status", ["complete", "failed"])
 def test_other_states_are_read_as_written(tmp_path: Path, status: str) -> None:
     path = study.record_path(tmp_path, "mine", "a")
-    records.write(path, record("a", status=status))
+    jsonfile.write(path, record("a", status=status))
     assert study.read_run(path).status == status
 
 
 def test_claim_is_released_by_an_error(tmp_path: Path) -> None:
     path = study.record_path(tmp_path, "mine", "a")
-    records.write(path, record("a"))
+    jsonfile.write(path, record("a"))
     with pytest.raises(ValueError, match="inside"), study.claimed(path):
         assert study.read_run(path).status == "running"
         raise ValueError("inside")
@@ -151,14 +151,14 @@ def test_all_runs_puts_earlier_commands_last(tmp_path: Path) -> None:
     latest = manifest(cell(4), cell(2))
     study.write_manifest(tmp_path, latest)
     for run_id in ("zz", "aa", *(entry.run_id for entry in latest.cells)):
-        records.write(study.record_path(tmp_path, "mine", run_id), record(run_id, status="failed"))
+        jsonfile.write(study.record_path(tmp_path, "mine", run_id), record(run_id, status="failed"))
     found = [found.run_id for _, found in study.all_runs(tmp_path)]
     assert found == [latest.cells[0].run_id, latest.cells[1].run_id, "aa", "zz"]
 
 
 def test_damaged_record_is_an_error_with_a_remedy(tmp_path: Path) -> None:
     path = study.record_path(tmp_path, "mine", "a")
-    records.write(path, record("a"))
+    jsonfile.write(path, record("a"))
     path.write_text(path.read_text()[:100])
     with pytest.raises(StoreError, match="delete it and run again"):
         study.read_run(path)

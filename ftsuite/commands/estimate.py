@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from ftsuite import probe, readers, tasks
-from ftsuite.config import Packing, to_plain
+from ftsuite.choices import Packing
+from ftsuite.config import to_plain
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

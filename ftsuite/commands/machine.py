@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ftsuite import devices, embedded
+from ftsuite.choices import Source
 from ftsuite.commands.cached import cached_base
-from ftsuite.config import BackendConfig, ModelConfig, Source
+from ftsuite.config import BackendConfig, ModelConfig
 from ftsuite.errors import SECRET_VARIABLES
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from ftsuite import study
 from ftsuite.commands.display import one_line, table, write, write_json
 from ftsuite.commands.selection import store_root
 from ftsuite.compare import find_comparison
+from ftsuite.jsonfile import to_json
 from ftsuite.ranking import cost
-from ftsuite.records import to_json
 from ftsuite.reporting import formats as fmt
 
 if TYPE_CHECKING:

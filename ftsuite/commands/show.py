@@ -10,7 +10,7 @@ from ftsuite.commands.runs import artifacts
 from ftsuite.commands.selection import find_run, store_root
 from ftsuite.compare import verdict
 from ftsuite.config import RunConfig, to_plain
-from ftsuite.records import to_json
+from ftsuite.jsonfile import to_json
 from ftsuite.reporting import formats as fmt
 
 if TYPE_CHECKING:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ftsuite import jsonfile
 from ftsuite import records as rec
 from ftsuite.compare import find_comparison, verdict
 from ftsuite.config import RunConfig, to_plain
@@ -90,9 +91,9 @@ def load_study(folder: Path) -> tuple[StudyManifest, list[RunRecord]]:
     Raises:
         StoreError: A file is corrupted or of another schema.
     """
-    manifest = rec.read(rec.StudyManifest, folder / "study.json")
+    manifest = jsonfile.read(rec.StudyManifest, folder / "study.json")
     paths = [folder / f"{cell.run_id}.json" for cell in manifest.cells]
-    return manifest, [rec.read(rec.RunRecord, path) for path in paths if path.exists()]
+    return manifest, [jsonfile.read(rec.RunRecord, path) for path in paths if path.exists()]
 
 
 def build(manifest: StudyManifest, records: Sequence[RunRecord]) -> Study:

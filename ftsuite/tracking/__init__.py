@@ -21,9 +21,10 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from ftsuite import config as schema
+from ftsuite.choices import Tracker
 from ftsuite.errors import ConfigError, redact
-from ftsuite.records import RunRecord, dumps, from_json, to_json, write_text
+from ftsuite.jsonfile import dumps, from_json, to_json, write_text
+from ftsuite.records import RunRecord
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,8 +35,8 @@ if TYPE_CHECKING:
 
 MODES = ("offline", "online", "disabled")
 _TRACKERS = {
-    schema.Tracker.wandb: "ftsuite.tracking.to_wandb:WandbTracker",
-    schema.Tracker.tensorboard: "ftsuite.tracking.to_tensorboard:TensorBoardTracker",
+    Tracker.wandb: "ftsuite.tracking.to_wandb:WandbTracker",
+    Tracker.tensorboard: "ftsuite.tracking.to_tensorboard:TensorBoardTracker",
 }
 _FINISHED = ("complete", "failed")
 
@@ -150,9 +151,9 @@ def safe_name(text: str, *, longest: int = 100, also: str = "=,+") -> str:
 def _is_on(config: TrackingConfig) -> bool:
     if config.mode not in MODES:
         raise ConfigError("tracking.mode", config.mode, f"choose one of {', '.join(MODES)}")
-    if config.kind == schema.Tracker.wandb:
+    if config.kind == Tracker.wandb:
         return config.mode != "disabled"
-    return config.kind != schema.Tracker.none
+    return config.kind != Tracker.none
 
 
 def _tracker(config: TrackingConfig) -> type[CellTracker]:
@@ -162,7 +163,7 @@ def _tracker(config: TrackingConfig) -> type[CellTracker]:
 
 def _target(config: TrackingConfig) -> str:
     """Where a cell is tracked: a change of tracker, mode or project tracks it once more."""
-    if config.kind == schema.Tracker.wandb:
+    if config.kind == Tracker.wandb:
         return f"wandb:{config.mode}:{config.entity or ''}/{config.project}"
     return str(config.kind)
 

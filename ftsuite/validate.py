@@ -106,6 +106,8 @@ def _data(data: DataConfig) -> None:
     for field in ("train", "validation", "test"):
         if (source := getattr(data, field)) is None:
             continue
+        if not source:
+            raise ConfigError(f"data.{field}", source, "name a file or a Hub id")
         try:
             found = readers.find_source(source, split=field)
         except DataError as error:

@@ -129,13 +129,20 @@ def test_the_study_can_be_named() -> None:
 def test_every_choice_in_conf_composes_and_is_valid(group: str, choice: str) -> None:
     # The standard suite's scores are not those that the default gate watches.
     more = ["gates=none"] if group == "evals" and choice == "standard" else []
+    if choice == "file":
+        more = ["data.train=evals/intent/test.jsonl"]
     (config,) = sweeper.compose([f"{group}={choice}", *more]).configs
     written = yaml.safe_load((conf_dir() / group / f"{choice}.yaml").read_text(encoding="utf-8"))
     for key, value in (written or {}).items():
-        if key != "defaults" and not isinstance(value, (dict, list)):
+        if key != "defaults" and value != "" and not isinstance(value, (dict, list)):
             found = getattr(getattr(config, group), key)
             # YAML 1.1 reads 1e-3 as text.
             assert found == (float(value) if isinstance(found, float) else value), key
+
+
+def test_own_data_has_to_be_named() -> None:
+    with pytest.raises(FtsuiteError, match=r"data\.train = '': name a file"):
+        sweeper.compose(["data=file"])
 
 
 def test_the_joblib_launcher_composes() -> None:

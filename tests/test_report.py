@@ -236,7 +236,7 @@ def test_notices_name_what_the_numbers_stand_on(tmp_path: Path) -> None:
     cell = dataclasses.replace(cell, provenance=dirty)
     text = text_of(tmp_path, cell, make_failed("lora.r=8"), missing=("lora.r=64",))
     said = section(text, "Before you read on")
-    assert "Trained on 160 of 640 rows of `evals/intent/train.jsonl` (seeded subset)." in said
+    assert "Trained on 160 of 640 train rows of `evals/intent/train.jsonl` (seeded subset)." in said
     assert "`arc_easy` was scored on 60 of 570 documents (seeded subset)." in said
     assert "**dequantised Q4_1**" in said
     assert "Packed documents (`bfd`) can see each other" in said
@@ -382,7 +382,7 @@ def test_provenance_and_the_command_that_reproduces(tmp_path: Path) -> None:
     for expected in (
         "0123456789abcdef0123456789abcdef01234567",
         "cpu: AMD EPYC, 2 cores",
-        "sha256 of the weights file b179c952",
+        "sha256 of the wheel b179c952",
         "lm-eval 0.4.13",
         "at most 2.1e-05 nats a token (tolerance 1.0e-03) on 16 items, in the worst of 4 merges",
     ):

@@ -54,7 +54,10 @@ def _data(record: RunRecord) -> Iterable[str]:
     for split in data.splits:
         verb = {"train": "Trained", "validation": "Validation loss", "test": "Tested"}[split.name]
         if split.rows < split.available:
-            yield f"{verb} on {split.rows:,} of {split.available:,} {split.name} rows of {source}."
+            yield (
+                f"{verb} on {split.rows:,} of {split.available:,} {split.name} rows of {source} "
+                "(seeded subset)."
+            )
         if split.truncated:
             rows = fmt.plural(split.truncated, "row")
             yield f"{rows} of {source} ({split.name}) were cut at the longest length."

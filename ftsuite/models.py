@@ -97,6 +97,9 @@ def _wheel_of(config: ModelConfig) -> str | None:
     if config.embedded is None or embedded.MODELS[config.embedded].stands_for != config.id:
         # Another model must never be scored under this one's name.
         return None
+    if config.revision != "main" and config.source is not Source.embedded:
+        # Nor stand in for a revision that somebody asked for.
+        return None
     return config.embedded
 
 

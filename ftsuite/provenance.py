@@ -46,11 +46,16 @@ def provenance(compute: devices.Compute, *, started_at: str, command: str) -> Pr
         platform=f"{sys.platform} {platform.machine()}",
         device=devices.describe(compute.device),
         dtype=compute.dtype,
-        versions={name: metadata.version(name) for name in PACKAGES},
+        versions=versions(*PACKAGES),
         started_at=started_at,
         finished_at=now(),
         command=command,
     )
+
+
+def versions(*names: str) -> dict[str, str]:
+    """Installed versions of packages, without importing them."""
+    return {name: metadata.version(name) for name in names}
 
 
 def _git(*arguments: str) -> str:

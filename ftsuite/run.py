@@ -15,7 +15,7 @@ from typing import Any
 from ftsuite import devices, jsonfile, models, progress
 from ftsuite.compare import apply_gates, compare_scores
 from ftsuite.config import to_plain
-from ftsuite.errors import FtsuiteError, one_line, redact
+from ftsuite.errors import FtsuiteError, StoreError, one_line, redact
 from ftsuite.provenance import now, provenance
 from ftsuite.records import Failure, RunRecord, StageRecord
 from ftsuite.stages import chain
@@ -32,7 +32,7 @@ def run(cell: Cell) -> RunRecord:
     root = Path(cell.config.store.root)
     path = record_path(root, cell.study, cell.entry.run_id)
     with claimed(path):
-        previous = jsonfile.read(RunRecord, path) if path.exists() else None
+        previous = _previous(path)
         compute = devices.resolve(cell.config.backend, cell.config.model)
         record = RunRecord(
             run_id=cell.entry.run_id,
@@ -50,11 +50,27 @@ def run(cell: Cell) -> RunRecord:
         except Exception as error:
             record = _failed(record, error, trail, path)
             progress.note(cell.place, f"failed: {record.failure.message if record.failure else ''}")
-        if record.status == "complete" and previous and all(s.reused for s in record.stages):
+        if previous and _same_results(previous, record):
             # Nothing was computed, so the record still tells of the run that did.
             record = dataclasses.replace(record, provenance=previous.provenance)
         jsonfile.write(path, record)
     return record
+
+
+def _previous(path: Path) -> RunRecord | None:
+    """The run's earlier record; one that cannot be read is replaced, and lends nothing."""
+    try:
+        return jsonfile.read(RunRecord, path)
+    except StoreError:
+        return None
+
+
+def _same_results(previous: RunRecord, record: RunRecord) -> bool:
+    return (
+        previous.status == record.status == "complete"
+        and all(stage.reused for stage in record.stages)
+        and [s.key for s in previous.stages] == [s.key for s in record.stages]
+    )
 
 
 def _recipe(
@@ -136,7 +152,7 @@ def _do(
 
 def _failed(record: RunRecord, error: Exception, trail: list[StageRecord], path: Path) -> RunRecord:
     """The record of a cell that did not finish; a bug's traceback goes beside it."""
-    stage = next(iter(getattr(error, "__notes__", [])), "preparation")
+    stage = ["preparation", *getattr(error, "__notes__", [])][-1]
     message = one_line(error)
     if not isinstance(error, FtsuiteError):
         details = path.with_suffix(".traceback.txt")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ftsuite import data as data_module
-from ftsuite import evaluate, merge, probe, tasks, train
+from ftsuite import evaluate, merge, models, probe, provenance, tasks, train
 from ftsuite.config import identity
 from ftsuite.errors import StoreError
 from ftsuite.records import DataSummary, MergeSummary, ProbeReport, Scores, TrainSummary
@@ -68,6 +68,8 @@ def chain(config: RunConfig, compute: Compute, base: Base, root: Path, cell: str
     origin = {"source": base.identity.source, "revision": base.identity.revision}
     if base.identity.source == "hub":
         origin["id"] = base.identity.id
+    elif base.identity.source == "wheel":
+        origin["converter"] = str(models.CONVERT_VERSION)
     model = {"base": origin, **identity(config.model, without=ORIGIN)}
     model["template"] = identity(config.template, without=("name",))
     place = {"device": compute.device, "dtype": compute.dtype}
@@ -82,6 +84,7 @@ def chain(config: RunConfig, compute: Compute, base: Base, root: Path, cell: str
             "lora": identity(config.lora),
             "train": identity(config.train, without=MERGE_FIELDS),
             "compute": place,
+            "engine": provenance.versions("accelerate", "peft", "torch", "transformers", "trl"),
         },
         record=TrainSummary,
         compute=lambda folder: train.train(
@@ -96,6 +99,7 @@ def chain(config: RunConfig, compute: Compute, base: Base, root: Path, cell: str
             "adapter": trained.key,
             "train": {name: identity(config.train)[name] for name in MERGE_FIELDS},
             "batch_size": config.evals.batch_size,
+            "engine": provenance.versions("peft", "torch", "transformers"),
         },
         record=MergeSummary,
         compute=lambda folder: merge.merge(
@@ -140,6 +144,7 @@ def _data(config: RunConfig, base: Base, model: dict[str, Any]) -> StageSpec[Dat
             "data": identity(config.data, without=without),
             "packing": identity(config.packing),
             "loss": config.train.loss.value,
+            "engine": provenance.versions("tokenizers", "transformers"),
         },
         record=DataSummary,
         compute=compute,

@@ -14,6 +14,9 @@ from ftsuite.errors import StoreError
 from ftsuite.records import CellEntry, RunRecord, StudyManifest
 from ftsuite.store import digest
 
+UNNAMED = "single"
+"""Study of runs that are no sweep and have no name."""
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
@@ -32,7 +35,7 @@ class Cell:
 
 
 def run_id(config: RunConfig) -> str:
-    """12 hex digits that identify a cell by everything that can change its result."""
+    """12 hex digits that identify a cell by its settings; the stages' keys say the rest."""
     return digest(identity(config, without=("study",)))[:12]
 
 
@@ -89,8 +92,16 @@ def cell_of(config: RunConfig, root: Path) -> Cell:
 def claimed(path: Path) -> Iterator[None]:
     """Hold the run's lock: while it is held, a record 'running' means what it says."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_suffix(".lock")):
+    lock = FileLock(path.with_suffix(".lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print(f"{path.stem}: another process is running this cell; waiting", flush=True)
+        lock.acquire()
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def read_run(path: Path) -> RunRecord:

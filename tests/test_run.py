@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from conftest import CPU, Command, environment, scores_of
 
-from ftsuite import evaluate, models, probe, records, study, train
+from ftsuite import evaluate, jsonfile, models, probe, study, train
 from ftsuite.choices import Source
 from ftsuite.config import EvalsConfig, ModelConfig, ProbesConfig, RunConfig
 from ftsuite.errors import BackendUnavailable
@@ -236,14 +236,14 @@ def test_full_disk_is_one_line_even_for_the_record(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     command = copy_of(finished, tmp_path)
-    real = records.write
+    real = jsonfile.write
 
     def write(path: Path, record: Any) -> None:
         if isinstance(record, RunRecord) and record.status != "running":
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         real(path, record)
 
-    monkeypatch.setattr(records, "write", write)
+    monkeypatch.setattr(jsonfile, "write", write)
     assert command.here("lora.r=2") == 1
     error = capsys.readouterr().err.strip().splitlines()
     assert "no space left on the disk" in error[-1] and error[-1].startswith("ftsuite: error: ")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -31,5 +32,4 @@ def test_records_are_complete_and_name_no_machine_path(study: Path) -> None:
     manifest, records = load_study(study)
     assert [r.status for r in records] == ["complete"] * len(manifest.cells)
     text = "".join(path.read_text("utf-8") for path in study.glob("*.json"))
-    for place in ("/tmp/", "/home/", "/root/", "/Users/"):
-        assert place not in text
+    assert not re.search(r"/(?:tmp|home|root|Users)/", text)

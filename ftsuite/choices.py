@@ -29,6 +29,24 @@ class PadToken(StrEnum):
     new = "new"
 
 
+class SystemPlace(StrEnum):
+    """Where a system message goes."""
+
+    auto = "auto"
+    native = "native"
+    first_user = "first_user"
+    error = "error"
+
+
+class Attention(StrEnum):
+    """Attention kernel of transformers."""
+
+    auto = "auto"
+    sdpa = "sdpa"
+    eager = "eager"
+    flash_attention_2 = "flash_attention_2"
+
+
 class Shape(StrEnum):
     """How a row holds its conversation."""
 

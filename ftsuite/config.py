@@ -13,6 +13,7 @@ from enum import StrEnum
 from typing import Any
 
 from ftsuite.choices import (
+    Attention,
     Device,
     Dtype,
     EvalData,
@@ -22,6 +23,7 @@ from ftsuite.choices import (
     Scheduler,
     Shape,
     Source,
+    SystemPlace,
     Tracker,
 )
 
@@ -46,6 +48,8 @@ class ModelConfig:
     """auto: bfloat16 on CUDA GPUs, float32 elsewhere."""
     pad_token: PadToken = PadToken.eos
     """eos: pad with the end token; new: add a token and resize the embeddings."""
+    attn_implementation: Attention = Attention.auto
+    """Attention kernel; auto leaves the choice to transformers (sdpa where the model has it)."""
     trust_remote_code: bool = False
     """Run Python code from the model's repository. Off unless set in so many words."""
 
@@ -110,6 +114,14 @@ class TemplateConfig:
     """Short name for tables."""
     jinja: str | None = None
     """Chat template (sandboxed Jinja); None takes the model's own."""
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    """Switches that the template reads, such as {enable_thinking: false}."""
+    system: SystemPlace = SystemPlace.auto
+    """Where a system message goes.
+
+    native: the template's own place; first_user: in front of the first user turn; error: refuse
+    system messages; auto: native where the template has such a place, else first_user.
+    """
 
 
 @dataclass(kw_only=True, slots=True)

@@ -8,8 +8,9 @@ import random
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
-from ftsuite import models, progress, tasks, templates
+from ftsuite import models, tasks, templates
 from ftsuite.errors import DataError, StageError
+from ftsuite.harness import build_harness
 from ftsuite.records import Conditions, MetricScores, Scores
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def evaluate(
         folder, tokenizer, config.model, device=compute.device, dtype=compute.dtype
     )
     loaded = tasks.load(config.evals, root)
-    harness = _harness(model, tokenizer, config.evals.batch_size, cell, what)
+    harness = build_harness(model, tokenizer, config.evals.batch_size, cell, what)
     picked = {t.task.config.task: _subset(t, config.evals) for t in loaded}
     results = simple_evaluate(
         model=harness,
@@ -99,58 +100,6 @@ def _subset(loaded: tasks.LoadedTask, config: EvalsConfig) -> list[int]:
     if limit is None or limit >= total:
         return list(range(total))
     return sorted(random.Random(config.subset_seed).sample(range(total), limit))
-
-
-def _harness(model: Any, tokenizer: Any, batch_size: int, cell: str, what: str) -> Any:
-    from lm_eval.models.huggingface import HFLM
-
-    class Harness(HFLM):  # type: ignore[misc]
-        """lm-eval's HF backend with a progress display and a token count."""
-
-        tokens = 0
-
-        def loglikelihood(self, requests: Any, disable_tqdm: bool = False) -> Any:
-            return super().loglikelihood(requests, disable_tqdm=True)
-
-        def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> Any:
-            return super().loglikelihood_rolling(requests, disable_tqdm=True)
-
-        def _loglikelihood_tokens(
-            self, requests: Any, disable_tqdm: bool = False, **rest: Any
-        ) -> Any:
-            # One-token continuations of one context share a forward pass.
-            contexts = {tuple(context + answer[:-1]) for _, context, answer in requests}
-            total = sum(len(context) for context in contexts)
-            with progress.stage(cell, f"{what}, log-likelihood", total, "tokens") as self.advance:
-                return super()._loglikelihood_tokens(requests, disable_tqdm=True, **rest)
-
-        def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-            # lm-eval splits off the prompt's trailing white space, which generation and training
-            # keep: Llama 3's and Vicuna's prompts end in some.
-            return templates.encode_pair(self.tokenizer, context, continuation)
-
-        def generate_until(self, requests: Any, disable_tqdm: bool = False) -> Any:
-            with progress.stage(
-                cell, f"{what}, generation", len(requests), "answers"
-            ) as self.advance:
-                return super().generate_until(requests, disable_tqdm=True)
-
-        def _model_call(self, inps: Any, **kwargs: Any) -> Any:
-            logits = super()._model_call(inps, **kwargs)
-            self.tokens += inps.numel()
-            self.advance(inps.numel())
-            return logits
-
-        def _model_generate(self, context: Any, **kwargs: Any) -> Any:
-            generated = super()._model_generate(context, **kwargs)
-            self.tokens += generated.numel()
-            self.advance(len(context))
-            return generated
-
-    # Log-probabilities in float32: bfloat16's 8 bits would round them to about 1 %.
-    return Harness(
-        pretrained=model, tokenizer=tokenizer, batch_size=batch_size, softmax_dtype="float32"
-    )
 
 
 def _check_prompts(

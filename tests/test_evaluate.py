@@ -57,7 +57,7 @@ def results(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 def contexts(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
     """Token ids of the contexts that the harness was given."""
     seen: list[list[int]] = []
-    real: Callable[..., Any] = evaluate._harness
+    real: Callable[..., Any] = evaluate.build_harness
 
     def build(*arguments: Any) -> Any:
         harness = real(*arguments)
@@ -70,7 +70,7 @@ def contexts(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
         harness._loglikelihood_tokens = watch
         return harness
 
-    monkeypatch.setattr(evaluate, "_harness", build)
+    monkeypatch.setattr(evaluate, "build_harness", build)
     return seen
 
 

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 CONDITIONS = {
     "template_sha256": "chat template",
+    "template_switches": "template switches",
+    "system_place": "place of the system message",
+    "stop": "stop strings",
     "system_prompt": "system prompt",
     "bos": "BOS",
     "num_fewshot": "few-shot examples",

@@ -11,7 +11,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ftsuite import readers, shapes, templates
+from ftsuite import readers, shapes, templates, turns
 from ftsuite.choices import Loss, Packing, Shape
 from ftsuite.errors import DataError
 from ftsuite.packing import Sequence, pack, single, trained_tokens
@@ -166,7 +166,11 @@ def _tokenise(
 ) -> None:
     """Fill `split.rows` with tokenised rows no longer than they may be."""
     wrapped = packing.strategy == Packing.wrapped
-    rows = [_tokenise_row(messages, loss, tokenizer) for messages in split.conversations]
+    rows = [
+        row
+        for messages in split.conversations
+        for row in _tokenise_conversation(messages, loss, tokenizer)
+    ]
     shortest = min((len(row.input_ids) for row in rows), default=0)
     if shortest > data.max_length and not wrapped:
         raise DataError(
@@ -197,20 +201,26 @@ def _first_tokens(row: Sequence, count: int) -> Sequence:
     return single(row.input_ids[:count], row.loss_mask[:count])
 
 
-def _tokenise_row(conversation: Conversation, loss: Loss, tokenizer: Any) -> Sequence:
+def _tokenise_conversation(
+    conversation: Conversation, loss: Loss, tokenizer: Any
+) -> list[Sequence]:
+    """One row, or several where the template writes earlier turns anew (turns.rows)."""
     if conversation[0]["role"] == shapes.TEXT_ROLE:
         ids = templates.encode(tokenizer, conversation[0]["content"])
         # Documents end with the end token, so that the model learns where to stop.
         if tokenizer.eos_token_id is not None and ids[-1:] != [tokenizer.eos_token_id]:
             ids.append(tokenizer.eos_token_id)
-        loss = Loss.all
-        mask = list[int]()
-    else:
-        ids, mask = templates.render_split(tokenizer, conversation)
+        return [_all_trained(ids)]
+    rows = turns.rows(tokenizer, conversation)
     if loss == Loss.all:
-        # Nothing stands before the first token to predict it from.
-        mask = [int(place > 0) for place in range(len(ids))]
-    return single(ids, mask)
+        # The last row holds the whole conversation.
+        return [_all_trained(rows[-1].ids)]
+    return [single(row.ids, row.mask) for row in rows]
+
+
+def _all_trained(ids: list[int]) -> Sequence:
+    # Nothing stands before the first token to predict it from.
+    return single(ids, [int(place > 0) for place in range(len(ids))])
 
 
 def _public_name(source: str) -> str:

@@ -8,7 +8,7 @@ import random
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
-from ftsuite import models, tasks, templates
+from ftsuite import models, proof, tasks, templates, turns
 from ftsuite.errors import DataError, StageError
 from ftsuite.harness import build_harness
 from ftsuite.records import Conditions, MetricScores, Scores
@@ -37,7 +37,7 @@ def evaluate(
 
     Raises:
         DataError: a task's documents are missing, or its system prompt gets lost in the template.
-        StageError: lm-eval tokenises prompts differently from training.
+        StageError: lm-eval would score other tokens than training trains.
     """
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager
@@ -50,6 +50,7 @@ def evaluate(
     loaded = tasks.load(config.evals, root)
     harness = build_harness(model, tokenizer, config.evals.batch_size, cell, what)
     picked = {t.task.config.task: _subset(t, config.evals) for t in loaded}
+    bos = proof.prove({t.task.config.task: t.task for t in loaded}, harness, picked)
     results = simple_evaluate(
         model=harness,
         tasks=[t.task for t in loaded],
@@ -64,7 +65,6 @@ def evaluate(
         fewshot_random_seed=config.evals.fewshot_seed,
     )
     samples = {name: results["samples"][name] for name in picked}
-    bos = _check_prompts(loaded, samples, harness, tokenizer)
     conditions = Conditions(
         harness=metadata.version("lm_eval"),
         engine=engine(),
@@ -73,6 +73,9 @@ def evaluate(
         batch_size=config.evals.batch_size,
         template_sha256=template,
         system_prompt=_digest(*(t.task.config.description or "" for t in loaded)),
+        template_switches=templates.switches_text(tokenizer),
+        system_place=templates.installed(tokenizer).place.value,
+        stop=", ".join(map(repr, turns.dialect(tokenizer).stops)),
         bos=bos,
         num_fewshot=", ".join(f"{t.task.config.task}: {t.task.config.num_fewshot}" for t in loaded)
         + "; as turns",
@@ -100,34 +103,6 @@ def _subset(loaded: tasks.LoadedTask, config: EvalsConfig) -> list[int]:
     if limit is None or limit >= total:
         return list(range(total))
     return sorted(random.Random(config.subset_seed).sample(range(total), limit))
-
-
-def _check_prompts(
-    loaded: list[tasks.LoadedTask], samples: dict[str, Any], harness: Any, tokenizer: Any
-) -> str:
-    """Check what lm-eval fed the model, and say how BOS got in.
-
-    lm-eval drops a system message with only a warning when a template refuses it (its issue 2069).
-    """
-    rules: set[str] = set()
-    for item in loaded:
-        if item.task.OUTPUT_TYPE == "loglikelihood_rolling":
-            continue
-        name = item.task.config.task
-        prompt = samples[name][0]["arguments"][0][0]
-        description = (item.task.config.description or "").strip()
-        if description not in prompt:
-            raise DataError(
-                f"evals.tasks: {name}: the template drops the task's system prompt; choose another "
-                "template, or move the description into doc_to_text"
-            )
-        if list(harness.tok_encode(prompt)) != templates.encode(tokenizer, prompt):
-            raise StageError(
-                f"eval: lm-eval tokenises the prompts of {name} differently from training; "
-                "report this with the tokenizer's name"
-            )
-        rules.add(templates.bos_rule(tokenizer, prompt))
-    return ", ".join(sorted(rules)) or "harness prefix"
 
 
 def _grouped(loaded: list[tasks.LoadedTask], samples: dict[str, Any]) -> tuple[MetricScores, ...]:

@@ -1,10 +1,12 @@
-"""lm-eval's HF backend on our tokens: what training trained is what is scored."""
+"""lm-eval's HF backend on our prompts and tokens: what training trained is what is scored."""
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
-from ftsuite import progress, templates
+from ftsuite import progress, templates, turns
+from ftsuite.errors import DataError
 
 
 def build_harness(model: Any, tokenizer: Any, batch_size: int, cell: str, what: str) -> Any:
@@ -20,19 +22,72 @@ def build_harness(model: Any, tokenizer: Any, batch_size: int, cell: str, what: 
     from lm_eval.models.huggingface import HFLM
 
     class Harness(HFLM):  # type: ignore[misc]
-        """lm-eval's HF backend with a progress display and a token count."""
+        """lm-eval's HF backend with our prompts, a progress display and a token count."""
 
         tokens = 0
+        rolling = False
+        """Whether documents are scored whole, which lm-eval puts a prefix token in front of."""
+
+        def __init__(self, **settings: Any) -> None:
+            super().__init__(**settings)
+            self.histories: dict[str, list[dict[str, str]]] = {}
+            """The conversation behind each rendered prompt, for the proof."""
+
+        def apply_chat_template(
+            self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
+        ) -> str:
+            # lm-eval's own drops the system message with a warning where a template refuses it
+            # (its issue 2069), and starts from the cue (see turns.py).
+            asked = chat_history if add_generation_prompt else chat_history[:-1]
+            begun = "" if add_generation_prompt else chat_history[-1]["content"]
+            text = turns.prompt(self.tokenizer, asked) + begun
+            self.histories[text] = chat_history
+            return text
+
+        def tok_encode(
+            self,
+            string: str,
+            add_special_tokens: bool | None = None,
+            left_truncate_len: int | None = None,
+            **_: Any,
+        ) -> list[int]:
+            if self.rolling or add_special_tokens is False:
+                return templates.encode_text(self.tokenizer, string)
+            return templates.encode(self.tokenizer, string)
+
+        def tok_batch_encode(
+            self,
+            strings: list[str],
+            padding_side: str = "left",
+            left_truncate_len: int | None = None,
+            truncation: bool = False,
+        ) -> tuple[Any, Any]:
+            rows = [self.tok_encode(text) for text in strings]
+            longest = max(map(len, rows))
+            if left_truncate_len is not None and longest > left_truncate_len:
+                raise _too_long(longest, left_truncate_len)
+            padded = self.tokenizer.pad(
+                {"input_ids": rows}, padding_side=padding_side, return_tensors="pt"
+            )
+            return padded["input_ids"], padded["attention_mask"]
 
         def loglikelihood(self, requests: Any, disable_tqdm: bool = False) -> Any:
             return super().loglikelihood(requests, disable_tqdm=True)
 
         def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> Any:
-            return super().loglikelihood_rolling(requests, disable_tqdm=True)
+            self.rolling = True
+            try:
+                return super().loglikelihood_rolling(requests, disable_tqdm=True)
+            finally:
+                self.rolling = False
 
         def _loglikelihood_tokens(
             self, requests: Any, disable_tqdm: bool = False, **rest: Any
         ) -> Any:
+            longest = max(len(context) + len(answer) for _, context, answer in requests)
+            # The last token is predicted and never read.
+            if longest - 1 > self.max_length:
+                raise _too_long(longest, self.max_length)
             # One-token continuations of one context share a forward pass.
             contexts = {tuple(context + answer[:-1]) for _, context, answer in requests}
             total = sum(len(context) for context in contexts)
@@ -42,13 +97,17 @@ def build_harness(model: Any, tokenizer: Any, batch_size: int, cell: str, what: 
         def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
             # lm-eval splits off the prompt's trailing white space, which generation and training
             # keep: Llama 3's and Vicuna's prompts end in some.
-            return templates.encode_pair(self.tokenizer, context, continuation)
+            history = self.histories.get(context, [])
+            begun = bool(history) and history[-1]["role"] == "assistant"
+            return turns.encode_pair(self.tokenizer, context, continuation, begun=begun)
 
         def generate_until(self, requests: Any, disable_tqdm: bool = False) -> Any:
+            stopped = [_stopped(request, self.tokenizer) for request in requests]
             with progress.stage(
                 cell, f"{what}, generation", len(requests), "answers"
             ) as self.advance:
-                return super().generate_until(requests, disable_tqdm=True)
+                answers = super().generate_until(stopped, disable_tqdm=True)
+            return [turns.without_end(self.tokenizer, answer) for answer in answers]
 
         def _model_call(self, inps: Any, **kwargs: Any) -> Any:
             logits = super()._model_call(inps, **kwargs)
@@ -65,4 +124,22 @@ def build_harness(model: Any, tokenizer: Any, batch_size: int, cell: str, what: 
     # Log-probabilities in float32: bfloat16's 8 bits would round them to about 1 %.
     return Harness(
         pretrained=model, tokenizer=tokenizer, batch_size=batch_size, softmax_dtype="float32"
+    )
+
+
+def _stopped(request: Any, tokenizer: Any) -> Any:
+    """The generation request with what ends an answer among its stop strings."""
+    context, settings, *rest = request.arguments
+    until = settings.get("until") or []
+    own = [until] if isinstance(until, str) else list(until)
+    settings = settings | {
+        "until": own + [s for s in turns.dialect(tokenizer).stops if s not in own]
+    }
+    return dataclasses.replace(request, arguments=(context, settings, *rest))
+
+
+def _too_long(tokens: int, limit: int) -> DataError:
+    return DataError(
+        f"evals.tasks: a prompt of {tokens:,} tokens is longer than the {limit:,} that the model's "
+        "context leaves for it; leave the document or the task out, or choose another model"
     )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 from rich.text import Text
 
-from ftsuite import data, shapes, templates
+from ftsuite import data, shapes, templates, turns
 from ftsuite.packing import trained_tokens
 
 if TYPE_CHECKING:
@@ -50,9 +50,7 @@ def preview(config: RunConfig, tokenizer: Any, console: Console, rows: int = 3) 
     if train.conversations[0][0]["role"] == shapes.TEXT_ROLE:
         legend.append("plain text rows: no template is used")
     else:
-        prompt = templates.render(
-            tokenizer, train.conversations[0][:-1], add_generation_prompt=True
-        )
+        prompt = turns.prompt(tokenizer, train.conversations[0][:-1])
         bos = templates.bos_rule(tokenizer, prompt)
         legend.append(f"template {config.template.name} ({sha256[:12]}), BOS from: {bos}")
     console.print(legend)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import yaml
 
-from ftsuite import checks, models, progress, templates
-from ftsuite.errors import ConfigError, DataError
+from ftsuite import checks, models, progress, proof, templates, turns
+from ftsuite.errors import ConfigError
 from ftsuite.loglikelihood import mean_log_likelihoods
 from ftsuite.records import ProbeAnswer, ProbeContrast, ProbeReport, ProbeResult
 from ftsuite.resources import evals_dir
@@ -103,16 +103,17 @@ def probe(config: RunConfig, compute: Compute, folder: Path, cell: str, what: st
 
     Raises:
         DataError: the template drops a system prompt; nothing would be measured.
+        StageError: other tokens would be scored than training trains.
     """
     tokenizer = models.load_tokenizer(folder, config.model)
     templates.install(tokenizer, config.template)
+    probes = read_probes(config.probes)
+    for one in probes:
+        _prove(one, tokenizer)
     model = models.load_model(
         folder, tokenizer, config.model, device=compute.device, dtype=compute.dtype
     )
-    results = [
-        _probe_one(one, model, tokenizer, config.probes, cell, what)
-        for one in read_probes(config.probes)
-    ]
+    results = [_probe_one(one, model, tokenizer, config.probes, cell, what) for one in probes]
     settings = {
         "max_new_tokens": config.probes.max_new_tokens,
         "temperature": config.probes.temperature,
@@ -143,21 +144,28 @@ def _probe_one(
     )
 
 
+def _prove(one: Probe, tokenizer: Any) -> None:
+    """Prove every prompt of a probe, with and without its system prompt, before any pass."""
+    for system in (one.system, None):
+        for prompt in one.prompts:
+            proof.prove_probe(tokenizer, _messages(system, prompt), [])
+        for contrast in one.contrasts:
+            answers = [contrast.wanted, contrast.plain]
+            proof.prove_probe(tokenizer, _messages(system, contrast.prompt), answers)
+
+
 def render_prompt(tokenizer: Any, system: str | None, prompt: str) -> str:
-    """Render one question; the text must hold the system prompt.
+    """Render one question; the text holds the system prompt.
 
     Raises:
         DataError: the template drops it.
     """
+    return turns.prompt(tokenizer, _messages(system, prompt))
+
+
+def _messages(system: str | None, prompt: str) -> list[templates.Message]:
     messages = [{"role": "system", "content": system}] if system else []
-    messages.append({"role": "user", "content": prompt})
-    text = templates.render(tokenizer, messages, add_generation_prompt=True)
-    if system and system not in text:
-        raise DataError(
-            "probe: the template drops the system prompt, so the probe would measure nothing; "
-            "choose another template"
-        )
-    return text
+    return [*messages, {"role": "user", "content": prompt}]
 
 
 def _judged(
@@ -197,20 +205,31 @@ def _generate(
                 attention_mask=mask_BT.to(model.device),
                 max_new_tokens=config.max_new_tokens,
                 eos_token_id=_end_tokens(model, tokenizer),
+                stop_strings=list(turns.dialect(tokenizer).stops),
+                tokenizer=tokenizer,
                 pad_token_id=pad,
                 **sampling,
             )
         new = out_BT[:, width:].cpu().tolist()
-        answers += [tokenizer.decode(row, skip_special_tokens=True).strip() for row in new]
+        answers += [_answer(tokenizer, row) for row in new]
         advance(len(rows))
     return answers
 
 
+def _answer(tokenizer: Any, ids: list[int]) -> str:
+    """The text of generated ids up to what ends an answer."""
+    text: str = tokenizer.decode(ids, skip_special_tokens=True)
+    for stop in turns.dialect(tokenizer).stops:
+        text = text.partition(stop)[0]
+    return turns.without_end(tokenizer, text).strip()
+
+
 def _end_tokens(model: Any, tokenizer: Any) -> list[int]:
-    """The tokenizer's end token and those the model's own generation settings name."""
+    """The end tokens of tokenizer and template, and those of the model's generation settings."""
     own = model.generation_config.eos_token_id
     listed = own if isinstance(own, list) else [own]
-    return sorted({token for token in (*listed, tokenizer.eos_token_id) if token is not None})
+    ends = (*listed, tokenizer.eos_token_id, turns.dialect(tokenizer).stop_token)
+    return sorted({token for token in ends if token is not None})
 
 
 def _contrasts(
@@ -221,7 +240,7 @@ def _contrasts(
     for contrast, with_system in picked:
         text = render_prompt(tokenizer, one.system if with_system else None, contrast.prompt)
         for answer in (contrast.wanted, contrast.plain):
-            prompt, ids = templates.encode_pair(tokenizer, text, answer)
+            prompt, ids = turns.encode_pair(tokenizer, text, answer)
             rows.append((prompt + ids, [0] * len(prompt) + [1] * len(ids)))
     scores = mean_log_likelihoods(model, rows, batch_size=config.batch_size)
     return tuple(

@@ -123,6 +123,12 @@ class Conditions:
     dtype: str
     batch_size: int
     template_sha256: str
+    template_switches: str = "{}"
+    """The switches that the template reads, as JSON."""
+    system_place: str = "native"
+    """Where a system message goes: 'native', 'first_user' or 'error' (`template.system`)."""
+    stop: str = ""
+    """What ends a generated answer, beside the model's own end tokens and the task's strings."""
     system_prompt: str
     bos: str
     """How BOS enters: 'template', 'tokenizer' or 'none'."""

@@ -1,15 +1,19 @@
-"""Conversations as text and tokens: one code for training, evaluation and probes.
+"""A chat template on a tokenizer, and rendered text as tokens.
 
 A template is a Jinja chat template that is installed on the tokenizer. Everything renders through
-`tokenizer.apply_chat_template` (transformers' sandboxed Jinja), as lm-eval's HFLM does, and
-`encode` has HFLM's BOS rule. Training sees the prompts that evaluation sees, token by token.
+`tokenizer.apply_chat_template` (transformers' sandboxed Jinja), with the switches and the place of
+the system message that the configuration chooses. `turns.py` builds prompts and training rows on
+it.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from ftsuite.choices import SystemPlace
 from ftsuite.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -29,25 +33,64 @@ BosRule = Literal["template", "tokenizer", "none"]
 FIXED_DATE = "26 Jul 2024"
 FREEZE_DATE = f"{{% macro strftime_now(format) %}}{FIXED_DATE}{{% endmacro %}}{{{{ '' }}}}"
 
+THINKING_SWITCH = "enable_thinking"
+"""Qwen 3, GLM 4, Nemotron 3 and others write or expect a thought unless this is false."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Installed:
+    """What `install` has put on a tokenizer, beside the Jinja text."""
+
+    name: str
+    switches: dict[str, Any] = field(default_factory=dict)
+    place: SystemPlace = SystemPlace.native
+
 
 def install(tokenizer: Any, config: TemplateConfig) -> str:
     """Put the template on the tokenizer, so that everyone who renders with it uses the same.
 
-    A template that asks for today's date gets `FIXED_DATE`.
+    A template that asks for today's date gets `FIXED_DATE`. A thinking switch that the template
+    has and the configuration does not set is turned off: a row's answer holds no thought, and a
+    choice is scored right behind the prompt.
 
     Returns:
         sha256 of the installed Jinja text, hexadecimal.
 
     Raises:
-        ConfigError: no template is configured and the model brings none.
+        ConfigError: no template is configured and the model brings none, or the template has no
+            such switch.
     """
     jinja = config.jinja if config.jinja is not None else _own_template(tokenizer)
     if "strftime_now" in jinja and not jinja.startswith(FREEZE_DATE):
         jinja = FREEZE_DATE + jinja
+    for switch in config.kwargs:
+        if switch not in jinja:
+            raise ConfigError(
+                f"template.kwargs.{switch}",
+                config.kwargs[switch],
+                f"the template {config.name} reads no such switch; take it out",
+            )
     tokenizer.chat_template = jinja
-    # Only for messages; tokenizers do not save attributes that they do not know.
-    tokenizer.ftsuite_template_name = config.name
+    switches = dict(config.kwargs)
+    if THINKING_SWITCH in jinja:
+        switches.setdefault(THINKING_SWITCH, False)
+    # Only for this process; tokenizers do not save attributes that they do not know.
+    tokenizer.ftsuite_template = Installed(name=config.name, switches=switches)
+    tokenizer.ftsuite_dialect = None
+    place = _system_place(tokenizer, config.system)
+    tokenizer.ftsuite_template = Installed(name=config.name, switches=switches, place=place)
     return hashlib.sha256(jinja.encode()).hexdigest()
+
+
+def installed(tokenizer: Any) -> Installed:
+    """Return what `install` has put on the tokenizer."""
+    found: Installed = getattr(tokenizer, "ftsuite_template", Installed(name="of the model"))
+    return found
+
+
+def switches_text(tokenizer: Any) -> str:
+    """The template's switches as they are set, such as '{"enable_thinking": false}'."""
+    return json.dumps(installed(tokenizer).switches, sort_keys=True)
 
 
 def _own_template(tokenizer: Any) -> str:
@@ -63,31 +106,92 @@ def _own_template(tokenizer: Any) -> str:
     return own
 
 
-def render(tokenizer: Any, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
-    """Return the conversation as text.
+def _system_place(tokenizer: Any, wanted: SystemPlace) -> SystemPlace:
+    """Settle where system messages go: auto means the template's own place where it has one."""
+    if wanted is not SystemPlace.auto:
+        return wanted
+    marks = ("systemtextmark", "usertextmark", "answertextmark")
+    roles = ("system", "user", "assistant")
+    messages = [{"role": r, "content": m} for r, m in zip(roles, marks, strict=True)]
+    try:
+        text = _apply(tokenizer, messages, cue=False)
+    except Exception:  # "System role not supported": a template is a program and can raise anything
+        return SystemPlace.first_user
+    return SystemPlace.native if marks[0] in text else SystemPlace.first_user
 
-    Args:
-        tokenizer: with a template installed.
-        messages: the conversation.
-        add_generation_prompt: end with the cue after which the model writes its answer.
+
+def placed(tokenizer: Any, messages: Sequence[Message]) -> list[Message]:
+    """Return the messages with the system message where `template.system` wants it.
+
+    first_user is what the field does for Gemma and other families without a system role: the
+    system text, an empty line, and the text of the first user turn.
 
     Raises:
-        DataError: the template fails on these messages, or leaves their system message out.
+        DataError: there is a system message and `template.system` is `error`.
+    """
+    place = installed(tokenizer).place
+    if not messages or messages[0]["role"] != "system" or place is SystemPlace.native:
+        return list(messages)
+    if place is SystemPlace.error:
+        raise DataError(
+            "template.system = 'error': a conversation has a system message; set "
+            "template.system=first_user or native, or leave system messages out"
+        )
+    system, first, *rest = messages
+    if first["role"] != "user":
+        raise DataError(
+            f"template {name(tokenizer)}: a system message is not followed by a user turn to hold "
+            "it; set template.system=native, or mend the row"
+        )
+    joined = f"{system['content'].strip()}\n\n{first['content']}"
+    return [{"role": "user", "content": joined}, *rest]
+
+
+def render(tokenizer: Any, messages: Sequence[Message]) -> str:
+    """Return a whole conversation as text, as the template writes it.
+
+    Raises:
+        DataError: the template fails on these messages, or leaves a system or user text out.
     """
     try:
-        text: str = tokenizer.apply_chat_template(
-            list(messages), tokenize=False, add_generation_prompt=add_generation_prompt
-        )
+        text = _apply(tokenizer, placed(tokenizer, messages), cue=False)
+    except DataError:
+        raise
     except Exception as error:  # a template is a program and can raise anything
-        raise DataError(f"template {_name(tokenizer)} failed: {error}") from error
+        raise DataError(f"template {name(tokenizer)} failed: {error}") from error
     for message in messages:
+        # A dolly row's parts are written apart from each other.
+        if message["role"] not in ("system", "user") or "instruction" in message:
+            continue
         # lm-eval itself only warns when a template has no place for the system role; a probe that
-        # depends on it would then measure nothing.
-        if message["role"] == "system" and message["content"].strip() not in text:
+        # depends on it would then measure nothing. Templates of image models drop plain text.
+        if message["content"].strip() not in text:
+            if message["role"] == "system":
+                what, or_else = "the system message", ", or set template.system=first_user"
+            else:
+                what, or_else = "the user's text", ""
             raise DataError(
-                f"template {_name(tokenizer)} drops the system message; "
-                "choose another template or leave data.system and system prompts out"
+                f"template {name(tokenizer)} drops or changes {what}; choose another template, "
+                f"such as template=chatml{or_else}"
             )
+    return text
+
+
+def cue(tokenizer: Any, messages: Sequence[Message]) -> str:
+    """Return the conversation with the template's own cue for the next answer."""
+    try:
+        return _apply(tokenizer, placed(tokenizer, messages), cue=True)
+    except Exception as error:  # a template is a program and can raise anything
+        raise DataError(f"template {name(tokenizer)} failed: {error}") from error
+
+
+def _apply(tokenizer: Any, messages: Sequence[Message], *, cue: bool) -> str:
+    text: str = tokenizer.apply_chat_template(
+        list(messages),
+        tokenize=False,
+        add_generation_prompt=cue,
+        **installed(tokenizer).switches,
+    )
     return text
 
 
@@ -107,9 +211,19 @@ def encode(tokenizer: Any, text: str) -> list[int]:
         rest = text.lstrip().removeprefix(bos)
         if rest.startswith(bos) or (not own and ids[:1] == [tokenizer.bos_token_id]):
             raise DataError(
-                f"template {_name(tokenizer)} makes two BOS tokens ({bos}): write it once, "
+                f"template {name(tokenizer)} makes two BOS tokens ({bos}): write it once, "
                 "at the very start, or leave it to the tokenizer"
             )
+    return ids
+
+
+def encode_text(tokenizer: Any, text: str) -> list[int]:
+    """Return the token ids of plain text without BOS or EOS, for a caller that puts its own first.
+
+    lm-eval's rolling log-likelihood puts a prefix token in front of every document; a tokenizer
+    that adds BOS (Llama 3, Gemma) would make it two.
+    """
+    ids: list[int] = list(tokenizer.encode(text, add_special_tokens=False))
     return ids
 
 
@@ -131,75 +245,11 @@ def bos_rule(tokenizer: Any, rendered: str) -> BosRule:
     return "tokenizer" if encode(tokenizer, rendered)[:1] == [tokenizer.bos_token_id] else "none"
 
 
-def render_split(tokenizer: Any, messages: Sequence[Message]) -> tuple[list[int], list[int]]:
-    """Return the token ids of a conversation and the mask of its assistant's tokens.
-
-    The mask is 1 on every assistant turn with its end-of-turn token, 0 elsewhere. The ids up to the
-    first answer are exactly those of the rendered and encoded prompt, which generation starts from.
-    An answer is tokenised together with its prompt where that leaves the prompt's tokens alone, and
-    by itself where it would not (a prompt that ends with a space). White space that a template
-    writes after the end-of-turn token is not trained; after the last turn it is left out, since
-    generation stops before it.
-
-    Raises:
-        DataError: the template fails, or a longer conversation does not begin like a shorter one.
-    """
-    text, ids, mask = "", list[int](), list[int]()
-    for index, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
-        prompt = render(tokenizer, messages[:index], add_generation_prompt=True)
-        full = render(tokenizer, messages[: index + 1], add_generation_prompt=False)
-        if not (prompt.startswith(text) and full.startswith(prompt)):
-            raise DataError(
-                f"template {_name(tokenizer)} does not keep the text of earlier turns or writes "
-                "another cue before an answer than it generates from; choose another template"
-            )
-        answer = _without_trailing_space(tokenizer, full[len(prompt) :])
-        ids = _extend(tokenizer, text, ids, prompt[len(text) :])
-        mask += [0] * (len(ids) - len(mask))
-        ids = _extend(tokenizer, prompt, ids, answer)
-        mask += [1] * (len(ids) - len(mask))
-        text = prompt + answer
-    return ids, mask
+def special_texts(tokenizer: Any) -> set[str]:
+    """Texts that are one token each: special tokens and added ones."""
+    return {*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()}
 
 
-def encode_pair(tokenizer: Any, prompt: str, answer: str) -> tuple[list[int], list[int]]:
-    """Return the ids of a rendered prompt and of the answer behind it, as training has them.
-
-    Raises:
-        DataError: the template makes two BOS tokens.
-    """
-    ids = encode(tokenizer, prompt)
-    return ids, _extend(tokenizer, prompt, ids, answer)[len(ids) :]
-
-
-def ends_with_token(tokenizer: Any, text: str) -> bool:
-    """Say whether the text ends with a special or added token, such as an end-of-turn token."""
-    eos = tokenizer.eos_token
-    if eos and text.endswith(eos):
-        return True
-    return text.endswith(tuple(tokenizer.get_added_vocab()))
-
-
-def _without_trailing_space(tokenizer: Any, answer: str) -> str:
-    body = answer.rstrip()
-    return body if ends_with_token(tokenizer, body) else answer
-
-
-def _extend(tokenizer: Any, text: str, ids: list[int], piece: str) -> list[int]:
-    """Ids of `text + piece` that begin with `ids`, the ids of `text`."""
-    whole = encode(tokenizer, text + piece)
-    if whole[: len(ids)] == ids:
-        return whole
-    # Tokenizers of the SentencePiece kind put a space before whatever they are given; behind a
-    # newline they do not.
-    anchor = tokenizer.encode("\n", add_special_tokens=False)
-    anchored = tokenizer.encode("\n" + piece, add_special_tokens=False)
-    if anchored[: len(anchor)] == anchor:
-        return ids + list(anchored[len(anchor) :])
-    return ids + list(tokenizer.encode(piece, add_special_tokens=False))
-
-
-def _name(tokenizer: Any) -> str:
-    return str(getattr(tokenizer, "ftsuite_template_name", "of the model"))
+def name(tokenizer: Any) -> str:
+    """The template's name, for messages."""
+    return installed(tokenizer).name

@@ -126,7 +126,7 @@ def test_choice_is_the_one_that_our_own_log_likelihoods_prefer(
             {"role": "user", "content": rows[number]["text"]},
         ]
         prompt = templates.render(tokenizer, messages, add_generation_prompt=True)
-        pairs = [templates.encode_pair(tokenizer, prompt, label) for label in task["doc_to_choice"]]
+        pairs = [turns.encode_pair(tokenizer, prompt, label) for label in task["doc_to_choice"]]
         scored = [(a + b, [0] * len(a) + [1] * len(b)) for a, b in pairs]
         means = mean_log_likelihoods(model, scored, batch_size=4)
         sums = [one * len(b) for one, (_, b) in zip(means, pairs, strict=True)]

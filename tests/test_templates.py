@@ -157,7 +157,7 @@ def test_training_and_probes_see_the_prompt_that_lm_eval_sees(family, name, syst
     ids, mask = templates.render_split(tokenizer, messages)
     assert ids[: len(prompt)] == prompt
     assert mask == [0] * len(prompt) + [1] * (len(ids) - len(prompt))
-    pair = templates.encode_pair(tokenizer, theirs, tokenizer.decode(ids[len(prompt) :]))
+    pair = turns.encode_pair(tokenizer, theirs, tokenizer.decode(ids[len(prompt) :]))
     if family not in ("llama2", "mistral"):  # their decoders do not give the text back exactly
         assert pair == (prompt, ids[len(prompt) :])
     # And what log-likelihood tasks score: where the cue does not end with a space (vicuna) and the
@@ -173,7 +173,7 @@ def test_a_pair_has_the_tokens_of_training(name):
     tokenizer = with_template("llama2", name)
     prompt = templates.render(tokenizer, ONE[:1], add_generation_prompt=True)
     full = templates.render(tokenizer, ONE, add_generation_prompt=False).rstrip()
-    first, second = templates.encode_pair(tokenizer, prompt, full.removeprefix(prompt))
+    first, second = turns.encode_pair(tokenizer, prompt, full.removeprefix(prompt))
     assert (first + second, [0] * len(first) + [1] * len(second)) == templates.render_split(
         tokenizer, ONE
     )

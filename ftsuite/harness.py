@@ -107,7 +107,7 @@ def build_harness(model: Any, tokenizer: Any, batch_size: int, cell: str, what: 
                 cell, f"{what}, generation", len(requests), "answers"
             ) as self.advance:
                 answers = super().generate_until(stopped, disable_tqdm=True)
-            return [turns.without_end(self.tokenizer, answer) for answer in answers]
+            return [turns.bare_answer(self.tokenizer, answer) for answer in answers]
 
         def _model_call(self, inps: Any, **kwargs: Any) -> Any:
             logits = super()._model_call(inps, **kwargs)

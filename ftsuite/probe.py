@@ -221,7 +221,7 @@ def _answer(tokenizer: Any, ids: list[int]) -> str:
     text: str = tokenizer.decode(ids, skip_special_tokens=True)
     for stop in turns.dialect(tokenizer).stops:
         text = text.partition(stop)[0]
-    return turns.without_end(tokenizer, text).strip()
+    return turns.bare_answer(tokenizer, text).strip()
 
 
 def _end_tokens(model: Any, tokenizer: Any) -> list[int]:

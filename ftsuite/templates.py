@@ -114,7 +114,7 @@ def _system_place(tokenizer: Any, wanted: SystemPlace) -> SystemPlace:
     roles = ("system", "user", "assistant")
     messages = [{"role": r, "content": m} for r, m in zip(roles, marks, strict=True)]
     try:
-        text = _apply(tokenizer, messages, cue=False)
+        text = _apply(tokenizer, messages)
     except Exception:  # "System role not supported": a template is a program and can raise anything
         return SystemPlace.first_user
     return SystemPlace.native if marks[0] in text else SystemPlace.first_user
@@ -154,7 +154,7 @@ def render(tokenizer: Any, messages: Sequence[Message]) -> str:
         DataError: the template fails on these messages, or leaves a system or user text out.
     """
     try:
-        text = _apply(tokenizer, placed(tokenizer, messages), cue=False)
+        text = _apply(tokenizer, placed(tokenizer, messages))
     except DataError:
         raise
     except Exception as error:  # a template is a program and can raise anything
@@ -177,21 +177,9 @@ def render(tokenizer: Any, messages: Sequence[Message]) -> str:
     return text
 
 
-def cue(tokenizer: Any, messages: Sequence[Message]) -> str:
-    """Return the conversation with the template's own cue for the next answer."""
-    try:
-        return _apply(tokenizer, placed(tokenizer, messages), cue=True)
-    except Exception as error:  # a template is a program and can raise anything
-        raise DataError(f"template {name(tokenizer)} failed: {error}") from error
-
-
-def _apply(tokenizer: Any, messages: Sequence[Message], *, cue: bool) -> str:
-    text: str = tokenizer.apply_chat_template(
-        list(messages),
-        tokenize=False,
-        add_generation_prompt=cue,
-        **installed(tokenizer).switches,
-    )
+def _apply(tokenizer: Any, messages: Sequence[Message]) -> str:
+    switches = installed(tokenizer).switches
+    text: str = tokenizer.apply_chat_template(list(messages), tokenize=False, **switches)
     return text
 
 

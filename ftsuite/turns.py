@@ -9,6 +9,7 @@ text than the one that was trained.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -40,21 +41,28 @@ TREATMENTS: dict[str, Callable[[str], str]] = {
 class Dialect:
     """What a template does to every answer."""
 
+    lead: str
+    """Spaces before an answer, such as Llama 2's behind `[/INST]`.
+
+    They go with the answer: tokenizers make one token of a space and the word behind it.
+    """
     suffix: str
     """What it writes behind the last answer of a conversation."""
     plain: str
     """Text between an answer and the token that ends it, such as Llama 2's space."""
     token: str
     """The special token that ends an answer; '' where the tokenizer knows none of its end."""
+    tail: str
+    """Special tokens right behind it: an end-of-turn token may be followed by the end token."""
     stop_token: int | None
-    """Its id."""
+    """The id of `token`."""
     treatment: str
     """What it does to an answer's text, a name of `TREATMENTS`."""
 
     @property
     def end(self) -> str:
         """What is trained behind an answer."""
-        return self.plain + self.token
+        return self.plain + self.token + self.tail
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -81,6 +89,11 @@ def prompt(tokenizer: Any, messages: Sequence[Message]) -> str:
     Raises:
         DataError: the template fails, or drops a text.
     """
+    return _before(tokenizer, messages).removesuffix(dialect(tokenizer).lead)
+
+
+def _before(tokenizer: Any, messages: Sequence[Message]) -> str:
+    """What the template writes before the answer to `messages`."""
     text = templates.render(tokenizer, [*messages, {"role": "assistant", "content": ANSWER}])
     before, found, _ = text.rpartition(ANSWER)
     if not found:
@@ -154,13 +167,14 @@ def encode_pair(
     return ids, _extend(tokenizer, before, ids, written)[len(ids) :]
 
 
-def without_end(tokenizer: Any, answer: str) -> str:
-    """Return a generated answer without what the template writes between it and its end token.
+def bare_answer(tokenizer: Any, answer: str) -> str:
+    """Return a generated answer without what the template writes around every answer.
 
-    Llama 2's template writes a space there: a model that learned it generates it, and an exact
-    match would fail on it.
+    Llama 2's template writes a space on both sides: a model that learned them generates them, and
+    an exact match would fail on them.
     """
-    return answer.removesuffix(dialect(tokenizer).plain)
+    found = dialect(tokenizer)
+    return answer.removeprefix(found.lead).removesuffix(found.plain)
 
 
 def dialect(tokenizer: Any) -> Dialect:
@@ -180,37 +194,39 @@ def _dialect(tokenizer: Any) -> Dialect:
     answered: list[Message] = [*asked, {"role": "assistant", "content": ANSWER}]
     whole = templates.render(tokenizer, answered)
     before, _, suffix = whole.rpartition(ANSWER)
-    plain, token = _end(tokenizer, suffix)
+    plain, token, tail = _end(tokenizer, suffix)
     if not (plain + token).strip():
         # GLM 4 writes nothing behind an answer: the next turn's opening token ends it.
         following: list[Message] = [*answered, {"role": "user", "content": NEXT}]
         between = templates.render(tokenizer, following).rpartition(NEXT)[0].rpartition(ANSWER)[2]
-        plain, token = _end(tokenizer, between)
+        plain, token, tail = _end(tokenizer, between)
     if not (plain + token).strip():
         raise DataError(
             f"template {templates.name(tokenizer)} writes nothing behind an answer, so the model "
             "would never learn to stop; let it write eos_token there"
         )
     return Dialect(
+        lead=" " * (len(before) - len(before.rstrip(" "))),
         suffix=suffix,
         plain=plain,
         token=token,
+        tail=tail,
         stop_token=tokenizer.convert_tokens_to_ids(token) if token else None,
         treatment=_treatment(tokenizer, before, suffix),
     )
 
 
-def _end(tokenizer: Any, suffix: str) -> tuple[str, str]:
-    """The suffix before its first special token, and that token ('' where there is none)."""
-    places = [
-        (suffix.find(text), -len(text), text)
-        for text in templates.special_texts(tokenizer)
-        if text.strip() and text in suffix
-    ]
-    if not places:
-        return suffix.rstrip(), ""
-    place, _, token = min(places)
-    return suffix[:place], token
+def _end(tokenizer: Any, suffix: str) -> tuple[str, str, str]:
+    """What stands before the first special token of the suffix, the token, and those behind it."""
+    texts = sorted(filter(str.strip, templates.special_texts(tokenizer)), key=len, reverse=True)
+    special = re.compile("|".join(map(re.escape, texts)) or r"(?!)")
+    first = special.search(suffix)
+    if first is None:
+        return suffix.rstrip(), "", ""
+    place = first.end()
+    while further := special.match(suffix, place):
+        place = further.end()
+    return suffix[: first.start()], first[0], suffix[first.end() : place]
 
 
 def _treatment(tokenizer: Any, before: str, suffix: str) -> str:
@@ -231,9 +247,10 @@ def _treatment(tokenizer: Any, before: str, suffix: str) -> str:
 
 def _written_answer(tokenizer: Any, messages: Sequence[Message], before: str) -> str:
     """The last answer as the template writes it, proved on the whole rendering."""
-    written = dialect(tokenizer).treat(messages[-1]["content"])
+    found = dialect(tokenizer)
+    written = found.lead + found.treat(messages[-1]["content"])
     whole = templates.render(tokenizer, messages)
-    if whole != before + written + dialect(tokenizer).suffix:
+    if whole != before + written + found.suffix:
         raise DataError(
             f"template {templates.name(tokenizer)} changes the text of an answer (a thought "
             "between <think> and </think>, or a text that looks like one of its marks); take such "

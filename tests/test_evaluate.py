@@ -13,7 +13,8 @@ import yaml
 from conftest import CPU
 from tiny import save_tiny_model
 
-from ftsuite import evaluate, models, tasks, templates
+from ftsuite import evaluate, models, tasks, templates, turns
+from ftsuite.choices import SystemPlace
 from ftsuite.compare import compare_scores, mean
 from ftsuite.config import EvalsConfig, ModelConfig, RunConfig, TemplateConfig
 from ftsuite.errors import DataError, StageError
@@ -125,7 +126,7 @@ def test_choice_is_the_one_that_our_own_log_likelihoods_prefer(
             {"role": "system", "content": task["description"]},
             {"role": "user", "content": rows[number]["text"]},
         ]
-        prompt = templates.render(tokenizer, messages, add_generation_prompt=True)
+        prompt = turns.prompt(tokenizer, messages)
         pairs = [turns.encode_pair(tokenizer, prompt, label) for label in task["doc_to_choice"]]
         scored = [(a + b, [0] * len(a) + [1] * len(b)) for a, b in pairs]
         means = mean_log_likelihoods(model, scored, batch_size=4)
@@ -204,7 +205,7 @@ def test_other_conditions_refuse_the_delta(change: str, tiny_model: Path, tmp_pa
     base = score(config, tmp_path)
     match change:
         case "template":
-            jinja = "{% for m in messages %}{{ m['content'] }}\n{% endfor %}"
+            jinja = "{% for m in messages %}{{ m['content'] + eos_token }}{% endfor %}"
             config.template = TemplateConfig(name="plain", jinja=jinja)
         case "batch_size":
             config.evals.batch_size = 3
@@ -245,11 +246,11 @@ def test_prompts_are_those_of_training(
                 {"role": "user", "content": row["doc"]["text"]},
                 {"role": "assistant", "content": row["doc"]["label"]},
             ]
-            prompt = templates.render(tokenizer, messages[:2], add_generation_prompt=True)
+            prompt = turns.prompt(tokenizer, messages[:2])
             assert row["arguments"][0][0] == prompt
             ids = templates.encode(tokenizer, prompt)
-            trained, mask = templates.render_split(tokenizer, messages)
-            assert trained[: mask.index(1)] == ids
+            (trained,) = turns.rows(tokenizer, messages)
+            assert trained.ids[: trained.mask.index(1)] == ids
             if name != "intent_exact":
                 expected.append(ids)
     assert sorted(map(tuple, contexts)) == sorted(tuple(ids) for ids in expected for _ in range(10))
@@ -259,35 +260,46 @@ def test_prompts_are_those_of_training(
     assert scores.conditions.bos == "template"
 
 
-def test_template_that_refuses_a_system_message_is_an_error(tmp_path: Path) -> None:
+def test_a_system_message_goes_in_front_where_the_template_has_no_place_for_it(
+    tmp_path: Path, results: list[Any]
+) -> None:
     """lm-eval itself goes on without the system message, with a warning only."""
     folder = save_tiny_model(tmp_path / "gemma", "gemma")
-    with pytest.raises(DataError, match="intent_choice: the template drops the task's system"):
-        score(config_of(folder, tasks=["intent_choice"], limit=2), tmp_path)
-
-
-def test_template_that_silently_drops_the_system_message_is_an_error(
-    tiny_model: Path, tmp_path: Path
-) -> None:
-    config = config_of(tiny_model, tasks=["intent_exact"], limit=2)
-    only_user = (
-        "{% for m in messages %}{% if m['role'] != 'system' %}{{ m['content'] }}{% endif %}"
-        "{% endfor %}"
-    )
-    config.template = TemplateConfig(name="deaf", jinja=only_user)
-    with pytest.raises(DataError, match="choose another template"):
+    scores = score(config_of(folder, tasks=["intent_choice"], limit=2), tmp_path)
+    assert scores.conditions.system_place == "first_user"
+    for row in results[0]["samples"]["intent_choice"]:
+        prompt = row["arguments"][0][0]
+        assert f"user\n{system_of_training()}\n\n{row['doc']['text']}" in prompt
+    config = config_of(folder, tasks=["intent_choice"], limit=2)
+    config.template.system = SystemPlace.native
+    with pytest.raises(DataError, match="System role not supported"):
         score(config, tmp_path)
 
 
-def test_other_tokens_than_in_training_are_an_error(
+def test_other_tokens_than_in_training_are_an_error_before_any_forward_pass(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from lm_eval.models.huggingface import HFLM
 
-    real = HFLM.tok_encode
-    monkeypatch.setattr(HFLM, "tok_encode", lambda *a, **k: [0, *real(*a, **k)])
-    with pytest.raises(StageError, match="tokenises the prompts of intent_choice differently"):
-        score(config_of(tiny_model, tasks=["intent_choice"], limit=2), tmp_path)
+    def forward(*_: Any, **__: Any) -> None:
+        raise AssertionError("a forward pass was paid for")
+
+    real = turns.encode_pair
+    monkeypatch.setattr(HFLM, "_model_call", forward)
+    for wrong in (lambda a, b: (a[1:], b), lambda a, b: (a, [b[0] + 1, *b[1:]])):
+        monkeypatch.setattr(turns, "encode_pair", lambda *a, w=wrong, **k: w(*real(*a, **k)))
+        with pytest.raises(StageError, match="intent_choice scores other tokens than training"):
+            score(config_of(tiny_model, tasks=["intent_choice"], limit=2), tmp_path)
+
+
+def test_documents_scored_whole_have_one_bos(tmp_path: Path, contexts: list[list[int]]) -> None:
+    """A tokenizer that adds BOS itself, under lm-eval's own prefix token."""
+    folder = save_tiny_model(tmp_path / "llama3", "llama3")
+    score(config_of(folder, tasks=["prose_bpb"], limit=2), tmp_path)
+    tokenizer = models.load_tokenizer(folder, config_of(folder).model)
+    assert contexts
+    assert contexts[0][:1] == [tokenizer.bos_token_id]
+    assert all(ids.count(tokenizer.bos_token_id) <= 1 for ids in contexts)
 
 
 def test_template_with_two_bos_is_an_error(tmp_path: Path) -> None:

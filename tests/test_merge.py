@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from conftest import CPU, make_config, shape_columns
 
-from ftsuite import merge, models, stages, templates
+from ftsuite import merge, models, stages, templates, turns
 from ftsuite.choices import PadToken
 from ftsuite.errors import StageError
 from ftsuite.store import run_stage
@@ -48,11 +48,7 @@ def merge_again(config: RunConfig, folder: Path) -> Any:
 def logits(model: Any, tokenizer: Any) -> Any:
     import torch
 
-    text = templates.render(
-        tokenizer,
-        [{"role": "user", "content": "Sailor 3 asks about fault"}],
-        add_generation_prompt=True,
-    )
+    text = turns.prompt(tokenizer, [{"role": "user", "content": "Sailor 3 asks about fault"}])
     with torch.inference_mode():
         return model(torch.tensor([templates.encode(tokenizer, text)])).logits
 

@@ -38,8 +38,8 @@ PROBE: dict[str, Any] = {
         {"prompt": "Hello there!", "wanted": "Ahoy", "plain": "Hello"},
     ],
 }
-NO_SYSTEM = "{% for m in messages if m.role != 'system' %}{{ m.content }}{% endfor %}"
-HALF_SYSTEM = "{% for m in messages %}{{ m.content[:12] }}{% endfor %}"
+NO_SYSTEM = "{% for m in messages if m.role != 'system' %}{{ m.content + eos_token }}{% endfor %}"
+HALF_SYSTEM = "{% for m in messages %}{{ m.content[:12] + eos_token }}{% endfor %}"
 
 
 def written(folder: Path, **changes: Any) -> str:
@@ -137,17 +137,20 @@ def test_the_prompt_holds_the_system_text_and_ends_with_the_cue() -> None:
     assert without.endswith("<|im_start|>assistant\n")
 
 
-@pytest.mark.parametrize("jinja", [NO_SYSTEM, HALF_SYSTEM])
-def test_a_template_that_drops_the_system_text_is_refused(jinja: str) -> None:
+def test_a_template_that_drops_part_of_the_system_text_is_refused() -> None:
     tokenizer = tiny_tokenizer()
-    templates.install(tokenizer, TemplateConfig(name="deaf", jinja=jinja))
-    with pytest.raises(DataError, match="drops the system"):
+    templates.install(tokenizer, TemplateConfig(name="deaf", jinja=HALF_SYSTEM))
+    with pytest.raises(DataError, match="drops or changes"):
         probe.render_prompt(tokenizer, SYSTEM, "Who are you?")
 
 
-def test_a_template_that_refuses_the_system_role_is_refused() -> None:
-    with pytest.raises(DataError, match="System role not supported"):
-        probe.render_prompt(tiny_tokenizer("gemma"), SYSTEM, "Who are you?")
+@pytest.mark.parametrize("jinja", [NO_SYSTEM, None])
+def test_a_template_without_a_system_role_gets_it_in_the_first_user_turn(
+    jinja: str | None,
+) -> None:
+    tokenizer = tiny_tokenizer("gemma")
+    templates.install(tokenizer, TemplateConfig(name="deaf", jinja=jinja))
+    assert f"{SYSTEM}\n\nWho are you?" in probe.render_prompt(tokenizer, SYSTEM, "Who are you?")
 
 
 # Answers

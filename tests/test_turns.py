@@ -241,12 +241,19 @@ def test_white_space_and_words_of_the_marks_in_an_answer(name, answer):
     assert tokenizer.decode(scored) == turns.dialect(tokenizer).treat(answer)
 
 
-def test_a_generated_answer_loses_the_space_before_the_end_token():
+def test_spaces_around_every_answer_go_with_the_answer_and_leave_a_generated_one():
     tokenizer = tiny_tokenizer("llama2")
     templates.install(tokenizer, TemplateConfig())
+    assert turns.prompt(tokenizer, ONE[:1]).endswith("[/INST]")
+    # As lm-eval: a space and the word behind it are tokenised together.
+    prompt, answer = turns.encode_pair(tokenizer, turns.prompt(tokenizer, ONE[:1]), "Paris")
+    assert prompt + answer == tokenizer.encode(
+        "[INST] What is the capital of France? [/INST] Paris"
+    )
+    assert turns.bare_answer(tokenizer, " delivery ") == "delivery"
     assert turns.dialect(tokenizer).end == " </s>"
-    assert turns.without_end(tokenizer, "delivery ") == "delivery"
-    assert turns.without_end(tokenizer, "delivery") == "delivery"
+    assert turns.bare_answer(tokenizer, "delivery ") == "delivery"
+    assert turns.bare_answer(tokenizer, "delivery") == "delivery"
 
 
 def test_a_template_that_ends_no_answer_is_refused():

@@ -161,9 +161,8 @@ def encode_pair(
         DataError: the template makes two BOS tokens.
     """
     ids = templates.encode(tokenizer, before)
-    written = (
-        dialect(tokenizer).treat("." + answer)[1:] if begun else dialect(tokenizer).treat(answer)
-    )
+    found = dialect(tokenizer)
+    written = found.treat(f".{answer}")[1:] if begun else found.lead + found.treat(answer)
     return ids, _extend(tokenizer, before, ids, written)[len(ids) :]
 
 

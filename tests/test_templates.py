@@ -169,7 +169,8 @@ def test_training_and_probes_see_the_prompt_that_lm_eval_sees(family, name, syst
     # And what log-likelihood tasks score, where the template puts no space before the answer that
     # its cue lacks (Llama 2's own).
     if (family, name) != ("llama2", "model"):
-        context, continuation = lm._encode_pair(theirs, ONE[-1]["content"])
+        cued = lm.apply_chat_template(messages[:-1])
+        context, continuation = lm._encode_pair(cued, ONE[-1]["content"])
         scored = context + continuation
         assert ids[: len(scored)] == scored
 
@@ -179,7 +180,7 @@ def test_a_pair_has_the_tokens_of_training(name):
     tokenizer = with_template("llama2", name)
     prompt = turns.prompt(tokenizer, ONE[:1])
     full = templates.render(tokenizer, ONE).rstrip()
-    first, second = turns.encode_pair(tokenizer, prompt, full.removeprefix(prompt))
+    first, second = turns.encode_pair(tokenizer, prompt, full.removeprefix(prompt).lstrip(" "))
     assert (first + second, [0] * len(first) + [1] * len(second)) == split(tokenizer, ONE)
 
 

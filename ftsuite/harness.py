@@ -116,7 +116,10 @@ def build_harness(model: Any, tokenizer: Any, batch_size: int, cell: str, what: 
             return logits
 
         def _model_generate(self, context: Any, **kwargs: Any) -> Any:
-            generated = super()._model_generate(context, **kwargs)
+            # A row that has ended must be padded while the batch goes on: lm-eval decodes without
+            # special tokens, so an end token that is only a stop string could not be found again.
+            ends = turns.end_tokens(self.model, self.tokenizer)
+            generated = super()._model_generate(context, eos_token_id=ends, **kwargs)
             self.tokens += generated.numel()
             self.advance(len(context))
             return generated

@@ -204,7 +204,7 @@ def _generate(
                 input_ids=ids_BT.to(model.device),
                 attention_mask=mask_BT.to(model.device),
                 max_new_tokens=config.max_new_tokens,
-                eos_token_id=_end_tokens(model, tokenizer),
+                eos_token_id=turns.end_tokens(model, tokenizer),
                 stop_strings=list(turns.dialect(tokenizer).stops),
                 tokenizer=tokenizer,
                 pad_token_id=pad,
@@ -222,14 +222,6 @@ def _answer(tokenizer: Any, ids: list[int]) -> str:
     for stop in turns.dialect(tokenizer).stops:
         text = text.partition(stop)[0]
     return turns.bare_answer(tokenizer, text).strip()
-
-
-def _end_tokens(model: Any, tokenizer: Any) -> list[int]:
-    """The end tokens of tokenizer and template, and those of the model's generation settings."""
-    own = model.generation_config.eos_token_id
-    listed = own if isinstance(own, list) else [own]
-    ends = (*listed, tokenizer.eos_token_id, turns.dialect(tokenizer).stop_token)
-    return sorted({token for token in ends if token is not None})
 
 
 def _contrasts(

@@ -13,6 +13,7 @@ import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from ftsuite.bounds import bounded
 from ftsuite.choices import SystemPlace
 from ftsuite.errors import ConfigError, DataError
 
@@ -77,7 +78,8 @@ def install(tokenizer: Any, config: TemplateConfig) -> str:
     # Only for this process; tokenizers do not save attributes that they do not know.
     tokenizer.ftsuite_template = Installed(name=config.name, switches=switches)
     tokenizer.ftsuite_dialect = None
-    place = _system_place(tokenizer, config.system)
+    with bounded(config.name):
+        place = _system_place(tokenizer, config.system)
     tokenizer.ftsuite_template = Installed(name=config.name, switches=switches, place=place)
     return hashlib.sha256(jinja.encode()).hexdigest()
 
@@ -108,15 +110,17 @@ def _own_template(tokenizer: Any) -> str:
 
 def _system_place(tokenizer: Any, wanted: SystemPlace) -> SystemPlace:
     """Settle where system messages go: auto means the template's own place where it has one."""
-    if wanted is not SystemPlace.auto:
-        return wanted
     marks = ("systemtextmark", "usertextmark", "answertextmark")
     roles = ("system", "user", "assistant")
     messages = [{"role": r, "content": m} for r, m in zip(roles, marks, strict=True)]
     try:
         text = _apply(tokenizer, messages)
+    except MemoryError:
+        raise
     except Exception:  # "System role not supported": a template is a program and can raise anything
-        return SystemPlace.first_user
+        text = ""
+    if wanted is not SystemPlace.auto:
+        return wanted
     return SystemPlace.native if marks[0] in text else SystemPlace.first_user
 
 

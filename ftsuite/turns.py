@@ -176,6 +176,14 @@ def bare_answer(tokenizer: Any, answer: str) -> str:
     return answer.removeprefix(found.lead).removesuffix(found.plain)
 
 
+def end_tokens(model: Any, tokenizer: Any) -> list[int]:
+    """The ids that end an answer: of tokenizer, template and the model's generation settings."""
+    own = model.generation_config.eos_token_id
+    listed = own if isinstance(own, list) else [own]
+    ends = (*listed, tokenizer.eos_token_id, dialect(tokenizer).stop_token)
+    return sorted({token for token in ends if token is not None})
+
+
 def dialect(tokenizer: Any) -> Dialect:
     """Return what the installed template does to every answer; found out once.
 

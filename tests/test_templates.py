@@ -9,7 +9,7 @@ import pytest
 import yaml
 from tiny import FAMILIES, tiny_llama, tiny_tokenizer
 
-from ftsuite import templates, turns
+from ftsuite import bounds, templates, turns
 from ftsuite.choices import SystemPlace
 from ftsuite.config import TemplateConfig
 from ftsuite.errors import ConfigError, DataError, one_line
@@ -361,6 +361,26 @@ def test_a_template_without_end_token_ends_an_answer_with_the_next_turns_opening
     trained = [token for token, kept in zip(ids, mask, strict=True) if kept]
     assert tokenizer.decode(trained) == "Paris is the capital.\nuser:"
     assert turns.dialect(tokenizer).stops == ("user:",)
+
+
+ENDLESS = "{% for a in range(99999) %}{% for b in range(99999) %}"
+
+
+@pytest.mark.parametrize(
+    "jinja",
+    [
+        ENDLESS + "{% set c = a + b %}{% endfor %}{% endfor %}",
+        ENDLESS + "{{ messages[0].content * 1000 }}{% endfor %}{% endfor %}",
+        "{{ messages[0].content * 1000000000 }}",
+    ],
+)
+def test_a_template_without_end_is_stopped(jinja, monkeypatch):
+    monkeypatch.setattr(bounds, "SECONDS", 0.5)
+    with pytest.raises(ConfigError, match=r"template\.jinja = 'endless': takes .* mend its loops"):
+        templates.install(tiny_tokenizer(), TemplateConfig(name="endless", jinja=jinja))
+    # The process can go on as before.
+    assert len("x" * 10_000_000) == 10_000_000
+    templates.install(tiny_tokenizer(), TemplateConfig())
 
 
 def test_data_modules_import_neither_torch_nor_transformers():

@@ -1,4 +1,4 @@
-"""TRL's trainer as this suite uses it: its arguments, its held-out loss, what it does on the way."""
+"""TRL's trainer as this suite uses it: its arguments, its held-out loss, its callbacks."""
 
 from __future__ import annotations
 

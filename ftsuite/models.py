@@ -133,7 +133,7 @@ def _stat_cached_digest(path: Path, _size: int, _mtime_ns: int) -> str:
 
 def _require_files(folder: Path) -> None:
     if lack := modelfolder.lacking(folder):
-        remedy = f"the folder has no {lack}; save model and tokenizer there, as safetensors"
+        remedy = f"the folder lacks {lack}; save model and tokenizer there, as safetensors"
         raise ConfigError("model.id", str(folder), remedy)
 
 

@@ -19,7 +19,7 @@ from ftsuite import (
 from ftsuite.data import load_split
 from ftsuite.errors import ConfigError, DataError
 from ftsuite.records import CurvePoint, TrainSummary
-from ftsuite.trainer import COMPLETE_MARKER, sft_arguments, sft_trainer
+from ftsuite.trainer import COMPLETE_MARKER, require_head, sft_arguments, sft_trainer
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -105,7 +105,7 @@ def train(
         trainer = sft_trainer(
             model, arguments, tokenizer, sequences, validation, advance, tokens * passes / steps
         )
-        isolated = _measure_isolation(trainer, sequences, compute)
+        isolated = _prove(trainer, sequences, compute)
         if checkpoint and _step(checkpoint) >= steps:
             # transformers' Trainer would take one step more.
             _restore(trainer, model, checkpoint)
@@ -143,28 +143,26 @@ def _require_embeddings(model: Any, tokenizer: Any, sequences: list[packing.Sequ
         )
 
 
-def _measure_isolation(
+def _prove(
     trainer: Any, sequences: list[packing.Sequence], compute: Compute
 ) -> isolation.Isolation | None:
-    """Prove that packed documents are kept apart, as this training computes.
+    """Prove, as this training computes: the loss is the model's, packed documents are apart.
 
     Draws no random number, so the losses are those of a training without it.
     """
+    batch = trainer.args.per_device_train_batch_size
     trainer.model.eval()
     with trainer.accelerator.autocast():
+        require_head(trainer, sequences[0], isolation.TOLERANCE[compute.dtype])
         found = isolation.measure(
             trainer.model,
             sequences,
-            micro_batch_size=trainer.args.per_device_train_batch_size,
+            micro_batch_size=batch,
             pad_token_id=trainer.processing_class.pad_token_id,
         )
     if found is not None:
-        isolation.require(
-            found,
-            dtype=compute.dtype,
-            kernel=trainer.model.config._attn_implementation,
-            micro_batch_size=trainer.args.per_device_train_batch_size,
-        )
+        kernel = trainer.model.config._attn_implementation
+        isolation.require(found, dtype=compute.dtype, kernel=kernel, micro_batch_size=batch)
     return found
 
 

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 COMPLETE_MARKER = "complete"
 """Written into a checkpoint after everything else: one without it was cut short by a kill."""
+HEAD_TOKENS = 64
+"""Compared with the model's own logits; those of a whole batch could fill the memory."""
 
 
 def sft_arguments(config: TrainConfig, compute: Compute, steps: int, folder: Path) -> Any:
@@ -112,6 +114,39 @@ def sft_trainer(
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
+
+
+def require_head(trainer: Any, sequence: packing.Sequence, tolerance: float) -> None:
+    """Refuse a model whose loss TRL computes otherwise than the model does.
+
+    TRL computes log-probabilities past the model's own head, by what it knows of each
+    architecture's scaling.
+
+    Args:
+        trainer: from `sft_trainer`, with the model in eval mode.
+        sequence: whose first tokens are compared.
+        tolerance: of a token's log-probability, nats.
+
+    Raises:
+        StageError: a token's log-probability differs by more.
+    """
+    import torch
+
+    ids = sequence.input_ids[: min(sequence.lengths[0], HEAD_TOKENS)]
+    batch = {"input_ids": torch.tensor([ids], device=trainer.model.device)}
+    labels_T = batch["input_ids"][0, 1:]
+    with torch.no_grad():
+        own_TV = trainer.model(**batch, use_cache=False).logits[0, :-1].float().log_softmax(-1)
+        trained = trainer.model(**batch, labels=batch["input_ids"], fused_lm_head=True)
+    differences_T = own_TV.gather(1, labels_T[:, None])[:, 0] - trained.log_probs[0]
+    largest = float(differences_T.abs().max()) if len(ids) > 1 else 0.0
+    # Written so that NaN fails too.
+    if not largest <= tolerance:
+        raise StageError(
+            f"train: TRL computes log-probabilities that differ from the model's own by up to "
+            f"{largest:.2g} nats a token, so it would train another loss; this "
+            f"{trainer.model.config.model_type} model cannot be trained with this version of TRL"
+        )
 
 
 def _token_mean() -> Any:

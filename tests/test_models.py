@@ -73,7 +73,7 @@ def test_a_folder_that_lacks_a_file(taken: str, lack: str, tmp_path: Path) -> No
     path.unlink()
     with pytest.raises(ConfigError) as caught:
         models.check(ModelConfig(id=str(folder), embedded=None))
-    assert f"the folder has no {lack}" in str(caught.value)
+    assert f"the folder lacks {lack}" in str(caught.value)
     with pytest.raises(ConfigError):
         models.resolve(ModelConfig(id=str(folder), embedded=None), tmp_path)
 

@@ -15,6 +15,7 @@ from ftsuite.choices import Packing, PadToken
 from ftsuite.config import LoraConfig, TrainConfig
 from ftsuite.data import load_split
 from ftsuite.devices import Compute
+from ftsuite.errors import StageError
 from ftsuite.store import run_stage
 
 if TYPE_CHECKING:
@@ -132,3 +133,17 @@ def test_the_adapter_holds_lora_tensors_alone(pad: PadToken, cell: RunConfig) ->
         names = list(file.keys())
     assert len(names) == 2 * 7 * 2
     assert all("lora_A" in name or "lora_B" in name for name in names)
+
+
+def test_a_loss_that_is_not_the_models_is_refused(cell: RunConfig) -> None:
+    """Llama ignores `logit_scale`, which TRL's head takes from any configuration."""
+    import json
+    import shutil
+    from pathlib import Path
+
+    folder = shutil.copytree(cell.model.id, Path(cell.store.root).parent / "scaled")
+    plain = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(plain | {"logit_scale": 0.5}))
+    cell.model.id = str(folder)
+    with pytest.raises(StageError, match=r"TRL computes log-probabilities that differ .* llama"):
+        trained(cell)

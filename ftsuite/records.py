@@ -89,9 +89,12 @@ class TrainSummary:
     final_loss: float
     """Mean training loss of the last logged steps (a tenth of them, at least one), nats/token."""
     eval_loss: float | None
-    """Loss on the validation split at the end, nats/token."""
+    """Mean loss over the validation split's trained tokens at the end, nats/token."""
     curve: tuple[CurvePoint, ...]
     resumed_from_step: int = 0
+    isolation_difference: float | None = None
+    """Largest |Δ log-probability| of a token between packed documents and the same alone, as
+    measured before training, nats; None where nothing was packed (see isolation.py)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,14 +12,14 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from ftsuite import devices, jsonfile, models, progress
+from ftsuite import devices, jsonfile, models, progress, train
 from ftsuite.compare import apply_gates, compare_scores
 from ftsuite.config import to_plain
 from ftsuite.errors import FtsuiteError, StoreError, one_line, redact
 from ftsuite.provenance import now, provenance
 from ftsuite.records import Failure, RunRecord, StageRecord
 from ftsuite.stages import chain
-from ftsuite.store import Entry, StageSpec, run_stage
+from ftsuite.store import Entry, StageSpec, lookup, run_stage
 from ftsuite.study import Cell, claimed, record_path
 
 
@@ -84,6 +84,8 @@ def _recipe(
     _quiet_libraries(config.backend.threads)
     base = models.resolve(config.model, root, on_event=lambda text: progress.note(cell.place, text))
     stages = chain(config, compute, base, root, cell.place)
+    if lookup(root, stages.train) is None:
+        train.check(config, base.folder)
 
     data = do("data", stages.data)
     base_scores = do("eval-base", stages.base_scores) if stages.base_scores else None

@@ -88,7 +88,7 @@ def chain(config: RunConfig, compute: Compute, base: Base, root: Path, cell: str
         },
         record=TrainSummary,
         compute=lambda folder: train.train(
-            config, compute, base.folder, _checked(root, data), folder, cell
+            config, compute, models.checked(base), _checked(root, data), folder, cell
         ),
         resumable=True,
     )
@@ -105,7 +105,7 @@ def chain(config: RunConfig, compute: Compute, base: Base, root: Path, cell: str
         compute=lambda folder: merge.merge(
             config,
             compute,
-            base.folder,
+            models.checked(base),
             _checked(root, data),
             _checked(root, trained) / "adapter",
             folder,
@@ -114,12 +114,12 @@ def chain(config: RunConfig, compute: Compute, base: Base, root: Path, cell: str
     )
     return Chain(
         data=data,
-        base_scores=_scores(config, compute, root, cell, model, None, base.folder),
-        base_probes=_probes(config, compute, root, cell, model, None, base.folder),
+        base_scores=_scores(config, compute, root, cell, model, None, base),
+        base_probes=_probes(config, compute, root, cell, model, None, base),
         train=trained,
         merge=merged,
-        tuned_scores=_scores(config, compute, root, cell, model, merged, base.folder),
-        tuned_probes=_probes(config, compute, root, cell, model, merged, base.folder),
+        tuned_scores=_scores(config, compute, root, cell, model, merged, base),
+        tuned_probes=_probes(config, compute, root, cell, model, merged, base),
     )
 
 
@@ -127,7 +127,7 @@ def _data(config: RunConfig, base: Base, model: dict[str, Any]) -> StageSpec[Dat
     def compute(folder: Path) -> DataSummary:
         from ftsuite import models, templates
 
-        tokenizer = models.load_tokenizer(base.folder, config.model)
+        tokenizer = models.load_tokenizer(models.checked(base), config.model)
         templates.install(tokenizer, config.template)
         return data_module.prepare(
             config.data, config.packing, config.train.loss, tokenizer, folder
@@ -158,7 +158,7 @@ def _scores(
     cell: str,
     model: dict[str, Any],
     merged: StageSpec[MergeSummary] | None,
-    base: Path,
+    base: Base,
 ) -> StageSpec[Scores] | None:
     if not config.evals.tasks:
         return None
@@ -177,7 +177,7 @@ def _scores(
         compute=lambda _: evaluate.evaluate(
             config,
             compute,
-            base if merged is None else _checked(root, merged),
+            models.checked(base) if merged is None else _checked(root, merged),
             root,
             cell,
             "eval base" if merged is None else "eval tuned",
@@ -192,7 +192,7 @@ def _probes(
     cell: str,
     model: dict[str, Any],
     merged: StageSpec[MergeSummary] | None,
-    base: Path,
+    base: Base,
 ) -> StageSpec[ProbeReport] | None:
     if not config.probes.files:
         return None
@@ -210,7 +210,7 @@ def _probes(
         compute=lambda _: probe.probe(
             config,
             compute,
-            base if merged is None else _checked(root, merged),
+            models.checked(base) if merged is None else _checked(root, merged),
             cell,
             "probe base" if merged is None else "probe tuned",
         ),

@@ -22,7 +22,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.types import HydraContext, RunMode
 
-from ftsuite import devices, study
+from ftsuite import devices, environment, study
 from ftsuite.compose import (
     COMPOSITION_ERRORS,
     chosen_sweep,
@@ -110,10 +110,12 @@ def run(sweep: Sweep, task: TaskFunction) -> None:
         task: what runs one cell; importable, so that joblib's workers find it.
 
     Raises:
+        ConfigError: an environment variable would change results; nothing has run.
         BackendUnavailable: a cell asks for a device that is not there; nothing has run.
         CellsFailed: some cells failed; the others are done and reported.
     """
     root = Path(sweep.configs[0].store.root)
+    environment.check()
     for config in sweep.configs:
         devices.resolve(config.backend, config.model)
     _tell_left_out(root, sweep.manifest)

@@ -2,25 +2,58 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import shutil
 from typing import TYPE_CHECKING, Any
 
-from ftsuite import models, packing, progress, templates
+from ftsuite import (
+    environment,
+    isolation,
+    modelfolder,
+    models,
+    packing,
+    progress,
+    targets,
+    templates,
+)
 from ftsuite.data import load_split
-from ftsuite.errors import ConfigError, StageError
+from ftsuite.errors import ConfigError, DataError
 from ftsuite.records import CurvePoint, TrainSummary
+from ftsuite.trainer import COMPLETE_MARKER, require_head, sft_arguments, sft_trainer
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from ftsuite.config import LoraConfig, RunConfig, TrainConfig
+    from ftsuite.config import RunConfig, TrainConfig
     from ftsuite.devices import Compute
 
-VERSION = 1
-COMPLETE_MARKER = "complete"
-"""Written into a checkpoint after everything else: one without it was cut short by a kill."""
+VERSION = 2
+
+
+def check(config: RunConfig, folder: Path) -> None:
+    """Refuse a training that cannot work, before anything is spent; loads no weights.
+
+    Args:
+        config: the cell's configuration.
+        folder: of the base model.
+
+    Raises:
+        ConfigError: names the field, the value and the remedy.
+        BackendUnavailable: the attention kernel is not installed.
+    """
+    environment.check()
+    context = modelfolder.context_length(folder)
+    if context is not None and config.data.max_length > context:
+        raise ConfigError(
+            "data.max_length",
+            config.data.max_length,
+            f"longer than the model's context of {context} tokens; set data.max_length={context} "
+            "or less",
+        )
+    targets.check_names(config.lora)
+    if not config.model.trust_remote_code:
+        # A repository's own code may do anything when a model is made; it is checked once loaded.
+        targets.check(models.outline(folder, config.model), config.lora)
 
 
 def train(
@@ -41,11 +74,13 @@ def train(
 
     Raises:
         ConfigError: the model has no such target modules.
-        StageError: the loss is not a number.
+        DataError: a row has a token that the model has no embedding for.
+        StageError: the loss is not a number, or packed documents see each other.
     """
     from peft import get_peft_model
     from transformers import set_seed
 
+    check(config, base)
     tokenizer = models.load_tokenizer(base, config.model)
     templates.install(tokenizer, config.template)
     # Before the adapter is made: its A matrices are drawn at random.
@@ -53,21 +88,24 @@ def train(
     model = models.load_model(
         base, tokenizer, config.model, device=compute.device, dtype=compute.dtype
     )
+    targets.check(model, config.lora)
     try:
-        model = get_peft_model(model, peft_config(config.lora))
+        model = get_peft_model(model, targets.peft_config(config.lora))
     except ValueError as error:
-        targets = config.lora.target_modules
-        raise ConfigError("lora.target_modules", targets, f"PEFT refuses them: {error}") from error
+        names = config.lora.target_modules
+        raise ConfigError(targets.FIELD, names, f"PEFT refuses them: {error}") from error
     sequences, validation = load_split(data, "train"), load_split(data, "validation")
+    _require_embeddings(model, tokenizer, [*sequences, *validation])
     steps = total_steps(config.train, len(sequences))
-    arguments = _arguments(config.train, compute, steps, folder / "checkpoints")
+    arguments = sft_arguments(config.train, compute, steps, folder / "checkpoints")
     checkpoint = _last_checkpoint(folder / "checkpoints")
     tokens = sum(len(s.input_ids) for s in sequences)
     passes = steps / steps_a_pass(config.train, len(sequences))
     with progress.stage(cell, "train", round(tokens * passes), "tokens") as advance:
-        trainer = _trainer(
+        trainer = sft_trainer(
             model, arguments, tokenizer, sequences, validation, advance, tokens * passes / steps
         )
+        isolated = _prove(trainer, sequences, compute)
         if checkpoint and _step(checkpoint) >= steps:
             # transformers' Trainer would take one step more.
             _restore(trainer, model, checkpoint)
@@ -76,10 +114,11 @@ def train(
         every = config.train.eval_every_steps
         if every is None or steps % every:
             trainer.evaluate()
-    model.save_pretrained(folder / "adapter")
+    # PEFT's default stores whole embedding matrices where a pad token was added.
+    model.save_pretrained(folder / "adapter", save_embedding_layers=False)
     tokenizer.save_pretrained(folder / "adapter")
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    return _summary(trainer, model, sequences, passes, checkpoint)
+    return _summary(trainer, model, sequences, passes, checkpoint, isolated)
 
 
 def total_steps(config: TrainConfig, sequences: int) -> int:
@@ -94,120 +133,37 @@ def steps_a_pass(config: TrainConfig, sequences: int) -> int:
     return math.ceil(sequences / (config.micro_batch_size * config.gradient_accumulation))
 
 
-def peft_config(config: LoraConfig) -> Any:
-    """The PEFT configuration of `config`; alpha defaults to twice the rank."""
-    import peft
-
-    targets = config.target_modules
-    return peft.LoraConfig(
-        r=config.r,
-        lora_alpha=2 * config.r if config.alpha is None else config.alpha,
-        lora_dropout=config.dropout,
-        use_rslora=config.use_rslora,
-        target_modules="all-linear" if targets == ["all-linear"] else list(targets),
-        bias="none",
-        task_type="CAUSAL_LM",
-    )
+def _require_embeddings(model: Any, tokenizer: Any, sequences: list[packing.Sequence]) -> None:
+    rows = model.get_input_embeddings().num_embeddings
+    largest = max(max(sequence.input_ids) for sequence in sequences)
+    if largest >= rows:
+        raise DataError(
+            f"data: a row has the token {tokenizer.convert_ids_to_tokens(largest)!r}, which the "
+            f"model has no embedding for (it has {rows}); take its text out of the data"
+        )
 
 
-def _arguments(config: TrainConfig, compute: Compute, steps: int, folder: Path) -> Any:
-    from trl import SFTConfig
+def _prove(
+    trainer: Any, sequences: list[packing.Sequence], compute: Compute
+) -> isolation.Isolation | None:
+    """Prove, as this training computes: the loss is the model's, packed documents are apart.
 
-    evaluates = config.eval_every_steps is not None
-    return SFTConfig(
-        output_dir=str(folder),
-        max_steps=steps,
-        per_device_train_batch_size=config.micro_batch_size,
-        per_device_eval_batch_size=config.micro_batch_size,
-        gradient_accumulation_steps=config.gradient_accumulation,
-        learning_rate=config.learning_rate,
-        lr_scheduler_type=config.scheduler.value,
-        warmup_steps=round(steps * config.warmup_fraction),
-        weight_decay=config.weight_decay,
-        max_grad_norm=config.max_grad_norm,
-        gradient_checkpointing=config.gradient_checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False},
-        # Said explicitly: TRL turns autocast on by default, also over float32 weights.
-        bf16=compute.dtype == "bfloat16",
-        fp16=compute.dtype == "float16",
-        use_cpu=compute.device == "cpu",
-        seed=config.seed,
-        data_seed=config.seed,
-        logging_steps=1,
-        logging_nan_inf_filter=False,
-        eval_strategy="steps" if evaluates else "no",
-        eval_steps=config.eval_every_steps,
-        save_strategy="steps",
-        save_steps=config.checkpoint_every_steps,
-        save_total_limit=2,
-        report_to="none",
-        disable_tqdm=True,
-        dataloader_pin_memory=compute.device == "cuda",
-        # Rows arrive tokenised, templated and packed; TRL must not touch them again.
-        dataset_kwargs={"skip_prepare_dataset": True},
-        remove_unused_columns=False,
-        max_length=None,
-        packing=False,
-    )
-
-
-def _trainer(
-    model: Any,
-    arguments: Any,
-    tokenizer: Any,
-    sequences: list[packing.Sequence],
-    validation: list[packing.Sequence],
-    advance: Any,
-    tokens_a_step: float,
-) -> Any:
-    from datasets import Dataset
-    from transformers import PrinterCallback, TrainerCallback
-    from trl import SFTTrainer
-
-    class Watch(TrainerCallback):  # type: ignore[misc]
-        """Shows progress, stops at NaN, and marks checkpoints that are whole."""
-
-        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            advance(round(tokens_a_step))
-
-        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-            for name in ("loss", "eval_loss", "grad_norm"):
-                value = (logs or {}).get(name)
-                if value is not None and not math.isfinite(value):
-                    raise StageError(
-                        f"train: the {name} is {value} at step {state.global_step}; lower "
-                        "train.learning_rate, or set model.dtype=float32"
-                    )
-
-        def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            from pathlib import Path
-
-            checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            (checkpoint / COMPLETE_MARKER).touch()
-
-    logging.getLogger("transformers.trainer").setLevel(logging.WARNING)
-    trainer = SFTTrainer(
-        model=model,
-        args=arguments,
-        processing_class=tokenizer,
-        train_dataset=_dataset(Dataset, sequences),
-        eval_dataset=_dataset(Dataset, validation),
-        data_collator=lambda rows: packing.collate(
-            [packing.Sequence(**row) for row in rows], tokenizer.pad_token_id
-        ),
-        callbacks=[Watch()],
-    )
-    trainer.remove_callback(PrinterCallback)
-    return trainer
-
-
-def _dataset(kind: Any, sequences: list[packing.Sequence]) -> Any:
-    return kind.from_list(
-        [
-            {"input_ids": s.input_ids, "loss_mask": s.loss_mask, "lengths": s.lengths}
-            for s in sequences
-        ]
-    )
+    Draws no random number, so the losses are those of a training without it.
+    """
+    batch = trainer.args.per_device_train_batch_size
+    trainer.model.eval()
+    with trainer.accelerator.autocast():
+        require_head(trainer, sequences[0], isolation.TOLERANCE[compute.dtype])
+        found = isolation.measure(
+            trainer.model,
+            sequences,
+            micro_batch_size=batch,
+            pad_token_id=trainer.processing_class.pad_token_id,
+        )
+    if found is not None:
+        kernel = trainer.model.config._attn_implementation
+        isolation.require(found, dtype=compute.dtype, kernel=kernel, micro_batch_size=batch)
+    return found
 
 
 def _last_checkpoint(folder: Path) -> Path | None:
@@ -239,6 +195,7 @@ def _summary(
     sequences: list[packing.Sequence],
     passes: float,
     checkpoint: Path | None,
+    isolated: isolation.Isolation | None,
 ) -> TrainSummary:
     history = [entry for entry in trainer.state.log_history if "step" in entry]
     curve = tuple(
@@ -267,4 +224,5 @@ def _summary(
         eval_loss=eval_losses[-1] if eval_losses else None,
         curve=curve,
         resumed_from_step=_step(checkpoint) if checkpoint else 0,
+        isolation_difference=isolated.difference if isolated else None,
     )

@@ -8,7 +8,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ftsuite import models, probe, readers, tasks
+from ftsuite import models, probe, readers, targets, tasks
 from ftsuite.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -68,6 +68,7 @@ def _lora(lora: LoraConfig) -> None:
     _fraction("lora.dropout", lora.dropout)
     if not lora.target_modules:
         raise ConfigError("lora.target_modules", [], "name modules, or [all-linear]")
+    targets.check_names(lora)
 
 
 def _train(train: TrainConfig) -> None:

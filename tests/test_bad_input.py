@@ -158,19 +158,22 @@ def test_a_file_of_another_kind(suite: Suite) -> None:
 
 
 @pytest.mark.parametrize(
-    ("file", "remedy"),
+    ("file", "lack"),
     [
-        ("tokenizer.json", "the folder has no tokenizer (tokenizer.json); save it there"),
-        ("model.safetensors", "the folder has no *.safetensors; convert the weights first"),
-        ("config.json", "the folder has no config.json"),
+        ("tokenizer.json", "a tokenizer (tokenizer.json)"),
+        ("model.safetensors", "model.safetensors, or model.safetensors.index.json with its shards"),
+        ("config.json", "config.json"),
     ],
 )
-def test_a_model_folder_that_lacks_a_file(suite: Suite, file: str, remedy: str) -> None:
+def test_a_model_folder_that_lacks_a_file(suite: Suite, file: str, lack: str) -> None:
     folder = shutil.copytree(suite.model, suite.folder / "model")
     (folder / file).unlink()
     # Pickled weights run code when they are read; they are no way out.
     (folder / "pytorch_model.bin").write_bytes(b"\x80")
-    assert suite.refused(f"model.id={folder}") == f"model.id = '{folder}': {remedy}"
+    assert suite.refused(f"model.id={folder}") == (
+        f"model.id = '{folder}': the folder lacks {lack}; save model and tokenizer there, as "
+        "safetensors"
+    )
 
 
 def test_rank_zero(suite: Suite) -> None:
@@ -328,8 +331,23 @@ def test_a_validation_loss_that_is_not_a_number(suite: Suite) -> None:
 
 
 def test_an_unknown_module(suite: Suite) -> None:
-    message = suite.failed("lora.target_modules=[nosuch]", stage="train", kept=("data",))
-    assert "lora.target_modules" in message
+    message = suite.failed("lora.target_modules=[q_proj,nosuch]", stage="preparation")
+    assert message.startswith(
+        "lora.target_modules = ['q_proj', 'nosuch']: the model has no layer nosuch; its linear "
+        "layers: down_proj, "
+    )
+
+
+def test_a_sequence_longer_than_the_context(suite: Suite) -> None:
+    assert suite.failed("data.max_length=513", stage="preparation") == (
+        "data.max_length = 513: longer than the model's context of 512 tokens; set "
+        "data.max_length=512 or less"
+    )
+
+
+def test_every_layer_and_one_by_name(suite: Suite) -> None:
+    line = suite.refused("lora.target_modules=[all-linear,q_proj]")
+    assert line.startswith("lora.target_modules = ['all-linear', 'q_proj']: [all-linear] stands ")
 
 
 # A store that cannot be relied on

@@ -102,6 +102,10 @@ class MergeSummary:
     bytes: int
     dtype: str
     vocabulary: int
+    proved_tensors: int = 0
+    """Tensors found to be base + scale·B·A, byte by byte; 0 in records of before this check."""
+    adapted_tensors: int = 0
+    """Of them, those that the adapter changes."""
     fidelity_items: int
     max_difference: float
     """Largest |Δ log-likelihood| a token of a row between adapter and merged model, nats."""
@@ -109,6 +113,9 @@ class MergeSummary:
     max_trained_difference: float = 0.0
     """The same over the trained tokens alone: what rounding costs where the adapter acts."""
     tolerance: float
+    """Of `max_difference`."""
+    trained_tolerance: float | None = None
+    """Of `max_trained_difference`; None in records of before it was judged."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -62,6 +62,8 @@ class DataSummary:
     """Whether packed documents cannot see each other."""
     subset_note: str = ""
     """Says so when a seeded subset was used."""
+    notes: tuple[str, ...] = ()
+    """What else a reader must know: rows that splits share, many rows cut short."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from ftsuite.config import LoraConfig, RunConfig, TrainConfig
     from ftsuite.devices import Compute
+    from ftsuite.tokenrows import StoredRows
 
 VERSION = 1
 COMPLETE_MARKER = "complete"
@@ -155,12 +156,11 @@ def _trainer(
     model: Any,
     arguments: Any,
     tokenizer: Any,
-    sequences: list[packing.Sequence],
-    validation: list[packing.Sequence],
+    sequences: StoredRows,
+    validation: StoredRows,
     advance: Any,
     tokens_a_step: float,
 ) -> Any:
-    from datasets import Dataset
     from transformers import PrinterCallback, TrainerCallback
     from trl import SFTTrainer
 
@@ -190,8 +190,8 @@ def _trainer(
         model=model,
         args=arguments,
         processing_class=tokenizer,
-        train_dataset=_dataset(Dataset, sequences),
-        eval_dataset=_dataset(Dataset, validation),
+        train_dataset=sequences.dataset(),
+        eval_dataset=validation.dataset(),
         data_collator=lambda rows: packing.collate(
             [packing.Sequence(**row) for row in rows], tokenizer.pad_token_id
         ),
@@ -199,15 +199,6 @@ def _trainer(
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
-
-
-def _dataset(kind: Any, sequences: list[packing.Sequence]) -> Any:
-    return kind.from_list(
-        [
-            {"input_ids": s.input_ids, "loss_mask": s.loss_mask, "lengths": s.lengths}
-            for s in sequences
-        ]
-    )
 
 
 def _last_checkpoint(folder: Path) -> Path | None:
@@ -236,7 +227,7 @@ def _restore(trainer: Any, model: Any, checkpoint: Path) -> None:
 def _summary(
     trainer: Any,
     model: Any,
-    sequences: list[packing.Sequence],
+    sequences: StoredRows,
     passes: float,
     checkpoint: Path | None,
 ) -> TrainSummary:

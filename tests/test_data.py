@@ -242,9 +242,9 @@ def test_every_row_longer_than_the_maximum(tmp_path, truncate):
 
 
 def test_no_answer_left_in_any_row(tmp_path):
-    rows = [conversation("w " * 200, "x"), conversation("hi", "")]
+    rows = [conversation("w " * 200, "x"), conversation("hi", "x")]
     tokenizer = tiny_tokenizer()
-    jinja = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    jinja = "{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}"
     templates.install(tokenizer, TemplateConfig(name="bare", jinja=jinja))
     with pytest.raises(DataError, match="the train split is empty, since none of its 2 rows"):
         prepare(tmp_path, rows, tok=tokenizer, max_length=8, validation_fraction=0)

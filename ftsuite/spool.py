@@ -18,10 +18,9 @@ class Spool:
 
     def __init__(self, folder: Path | None = None) -> None:
         """Make an empty spool, whose file lies in `folder` or where temporary files do."""
+        place = str(folder) if folder else None
         # Open for the object's whole life.
-        self._file = tempfile.SpooledTemporaryFile(
-            IN_MEMORY_BYTES, dir=str(folder) if folder else None
-        )  # noqa: SIM115
+        self._file = tempfile.SpooledTemporaryFile(IN_MEMORY_BYTES, dir=place)  # noqa: SIM115
         self._ends = array("q", [0])
 
     def append(self, record: bytes) -> None:

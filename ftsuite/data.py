@@ -5,27 +5,46 @@ No row's text is logged.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
+import math
+import os
 from collections import Counter
-from pathlib import Path
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
-from ftsuite import readers, shapes, templates, turns
-from ftsuite.choices import Loss, Packing, Shape
+from ftsuite import conversations, progress, readers, shapes, templates, tokenrows, turns
+from ftsuite.choices import Loss, Packing
 from ftsuite.errors import DataError
-from ftsuite.packing import Sequence, pack, single, trained_tokens
+from ftsuite.packing import Sequence, single
 from ftsuite.records import DataSummary
-from ftsuite.splits import Split, SplitName, cut, subset_note, take_subsets
+from ftsuite.splits import (
+    Split,
+    SplitName,
+    cut,
+    overlap_notes,
+    subset_note,
+    take_subsets,
+)
+from ftsuite.tokenise import tokenise
+from ftsuite.tokenrows import PackedRows, StoredRows, TokenRows
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from pathlib import Path
+
     from ftsuite.config import DataConfig, PackingConfig
     from ftsuite.shapes import Conversation
+    from ftsuite.tokenise import Tokens
 
-WRONG_TURNS = "turns do not alternate user and assistant"
 TOO_LONG = "longer than data.max_length"
 NOTHING_TRAINED = "no token to train on within data.max_length"
 """Reasons for dropping a row."""
+MUCH_TRUNCATED = 0.05
+"""Share of a split's rows that may be cut short without a note."""
+SHOWN_ROWS = 100
+"""Rows between two looks at the display."""
 
 
 def source_sha256(data: DataConfig) -> str:
@@ -38,55 +57,88 @@ def source_sha256(data: DataConfig) -> str:
         DataError: a file is missing, or a Hub data set cannot be identified.
     """
     identities = [
-        [name, readers.source_identity(source, split=name)] for name, source in _sources(data)
+        [name, readers.source_identity(source, split=name)]
+        for name, source in conversations.sources(data)
     ]
     return hashlib.sha256(json.dumps(identities).encode()).hexdigest()
 
 
 def prepare(
-    data: DataConfig, packing: PackingConfig, loss: Loss, tokenizer: Any, folder: Path
+    data: DataConfig,
+    packing: PackingConfig,
+    loss: Loss,
+    tokenizer: Any,
+    folder: Path,
+    *,
+    cell: str | None = None,
+    processes: int | None = None,
 ) -> DataSummary:
-    """Read, shape, split, tokenise and pack the data into `folder/{train,validation,test}.parquet`.
+    """Read, shape, split, tokenise and pack the data into `folder/{train,validation,test}.arrow`.
 
     Args:
         data: where rows come from and how they are cut.
         packing: how training rows share sequences; validation and test rows are never packed.
         loss: which tokens are trained.
         tokenizer: with the template installed (`templates.install`).
-        folder: an existing folder for the Parquet files.
+        folder: an existing folder for the Arrow files, and for temporary ones.
+        cell: the cell's place in the sweep, for the display; None shows nothing.
+        processes: that tokenise many rows; None: one a core.
 
     Raises:
         DataError: a file, row or split cannot be used.
     """
-    splits, summary = build(data, packing, loss, tokenizer)
+    splits, summary = build(
+        data, packing, loss, tokenizer, scratch=folder, cell=cell, processes=processes
+    )
     for split in splits:
-        _write(folder / f"{split.name}.parquet", split.sequences)
+        tokenrows.write(folder / f"{split.name}.arrow", split.sequences)
     return summary
 
 
 def build(
-    data: DataConfig, packing: PackingConfig, loss: Loss, tokenizer: Any
+    data: DataConfig,
+    packing: PackingConfig,
+    loss: Loss,
+    tokenizer: Any,
+    *,
+    scratch: Path | None = None,
+    cell: str | None = None,
+    processes: int | None = None,
 ) -> tuple[list[Split], DataSummary]:
-    """Do what `prepare` does, in memory.
+    """Do what `prepare` does, without writing; `scratch` is for temporary files.
 
     Raises:
         DataError: a file, row or split cannot be used.
     """
     dropped = Counter[str]()
-    whole, shape = _read(data, dropped)
-    splits = take_subsets(cut(whole, data), data)
-    for split in splits:
-        # After the cut: a system message must not move rows from one split to another.
-        split.conversations = [
-            shapes.inject_system(messages, data.system) for messages in split.conversations
-        ]
-        _tokenise(split, data, packing, loss, tokenizer, dropped)
-        strategy = packing.strategy if split.name == "train" else Packing.off
-        packed = pack(split.rows, strategy, data.max_length)
-        # Wrapping may leave a piece of a long prompt alone in a sequence.
-        split.sequences = [sequence for sequence in packed if trained_tokens(sequence)]
+    whole, shape = conversations.read(data, dropped, scratch, cell)
+    complete = cut(whole, data)
+    notes = overlap_notes(complete, data) if len(whole) > 1 else []
+    # After the cut: a system message must not move rows from one split to another.
+    subsets = {
+        name: rows.with_system(data.system) for name, rows in take_subsets(complete, data).items()
+    }
+    rows_of = functools.partial(_tokenise_conversation, loss=loss)
+    processes = processes or len(os.sched_getaffinity(0))
+    total, splits = sum(map(len, subsets.values())), list[Split]()
+    shown = progress.stage(cell, "tokenise", total, "rows") if cell else nullcontext(_unseen)
+    with shown as advance:
+        for name, kept in subsets.items():
+            tokenised = tokenise(
+                kept, len(kept), rows_of, tokenizer, processes=processes, scratch=scratch
+            )
+            split = Split(
+                name=name,
+                conversations=kept,
+                available=len(complete[name]),
+                rows=TokenRows(scratch),
+            )
+            _keep(split, _counted(tokenised, advance), data, packing, dropped)
+            strategy = packing.strategy if name == "train" else Packing.off
+            split.sequences = PackedRows(split.rows, strategy, data.max_length)
+            splits.append(split)
     return splits, DataSummary(
-        source=_public_name(data.train),
+        source=conversations.public_name(data.train),
         source_sha256=source_sha256(data),
         shape=shape.value,
         splits=tuple(split.summary() for split in splits),
@@ -95,110 +147,73 @@ def build(
         # collate() restarts the position ids with each document, whatever the strategy.
         documents_isolated=True,
         subset_note=subset_note(splits, data),
+        notes=(*notes, *_truncation_notes(splits)),
     )
 
 
-def load_split(folder: Path, name: SplitName) -> list[Sequence]:
-    """Return the sequences that `prepare` wrote for a split.
+def _counted(rows: Iterable[Tokens], advance: Callable[[int], None]) -> Iterator[Tokens]:
+    """Pass rows on and show progress; each call of `advance` for many of them."""
+    done = 0
+    for done, row in enumerate(rows, start=1):
+        yield row
+        if done % SHOWN_ROWS == 0:
+            advance(SHOWN_ROWS)
+    advance(done % SHOWN_ROWS)
+
+
+def _unseen(_: int) -> None:
+    """Take the place of a display that nobody asked for."""
+
+
+def load_split(folder: Path, name: SplitName) -> StoredRows:
+    """Return the sequences that `prepare` wrote for a split, memory-mapped.
 
     Raises:
         DataError: there is no such split in the folder.
     """
-    import pyarrow.parquet
-
-    path = folder / f"{name}.parquet"
+    path = folder / f"{name}.arrow"
     if not path.is_file():
         raise DataError(f"{path}: no {name} split was prepared; set data.{name}, or a fraction")
-    with path.open("rb") as file:
-        columns = pyarrow.parquet.read_table(file).to_pydict()
-    return [
-        Sequence(input_ids=ids, loss_mask=mask, lengths=lengths)
-        for ids, mask, lengths in zip(
-            columns["input_ids"], columns["loss_mask"], columns["lengths"], strict=True
-        )
-    ]
+    return StoredRows(path)
 
 
-def _sources(data: DataConfig) -> list[tuple[SplitName, str]]:
-    named: list[tuple[SplitName, str | None]] = [
-        ("train", data.train),
-        ("validation", data.validation),
-        ("test", data.test),
-    ]
-    return [(name, source) for name, source in named if source is not None]
-
-
-def _read(
-    data: DataConfig, dropped: Counter[str]
-) -> tuple[dict[SplitName, list[Conversation]], Shape]:
-    """Conversations of each given source, and the shape of the training rows."""
-    whole: dict[SplitName, list[Conversation]] = {}
-    shape_of: dict[SplitName, Shape] = {}
-    for name, source in _sources(data):
-        rows = readers.read_rows(source, split=name)
-        shape = data.shape
-        if shape == Shape.auto:
-            shape = shapes.detect_shape(rows[0], data.columns, source)
-        shape_of[name] = shape
-        kept = []
-        for number, row in enumerate(rows, start=1):
-            messages = shapes.to_messages(row, shape, data.columns, f"{source}, row {number}")
-            if shapes.alternates(messages):
-                kept.append(messages)
-            else:
-                dropped[WRONG_TURNS] += 1
-        if not kept:
-            raise DataError(
-                f"{source}: the {name} split is empty, since all {len(rows)} rows were dropped "
-                f"({WRONG_TURNS}); check data.shape and data.columns"
-            )
-        whole[name] = kept
-    return whole, shape_of["train"]
-
-
-def _tokenise(
+def _keep(
     split: Split,
+    tokenised: Iterable[Tokens],
     data: DataConfig,
     packing: PackingConfig,
-    loss: Loss,
-    tokenizer: Any,
     dropped: Counter[str],
 ) -> None:
     """Fill `split.rows` with tokenised rows no longer than they may be."""
+    # Wrapped packing cuts the whole stream of training rows, so none is too long for it.
     wrapped = packing.strategy == Packing.wrapped
-    rows = [
-        row
-        for messages in split.conversations
-        for row in _tokenise_conversation(messages, loss, tokenizer)
-    ]
-    shortest = min((len(row.input_ids) for row in rows), default=0)
-    if shortest > data.max_length and not wrapped:
+    unbounded = wrapped and split.name == "train"
+    shortest = math.inf
+    for ids, mask in tokenised:
+        shortest = min(shortest, len(ids))
+        fits = len(ids) <= data.max_length or unbounded
+        if not fits and not data.truncate:
+            dropped[TOO_LONG] += 1
+        # A batch without any label would make the loss NaN.
+        elif not split.rows.append(*((ids, mask) if fits else _first_tokens(ids, mask, data))):
+            dropped[NOTHING_TRAINED] += 1
+        else:
+            split.truncated += not fits
+    if data.max_length < shortest < math.inf and not wrapped:
         raise DataError(
             f"{data.train}: every row of the {split.name} split is longer than data.max_length = "
             f"{data.max_length} tokens (the shortest has {shortest}); raise data.max_length"
         )
-    for row in rows:
-        # Wrapped packing cuts the whole stream of training rows, so none is too long for it.
-        fits = len(row.input_ids) <= data.max_length or (wrapped and split.name == "train")
-        if not fits and not data.truncate:
-            dropped[TOO_LONG] += 1
-            continue
-        kept = row if fits else _first_tokens(row, data.max_length)
-        # A batch without any label would make the loss NaN.
-        if not trained_tokens(kept):
-            dropped[NOTHING_TRAINED] += 1
-            continue
-        split.rows.append(kept)
-        split.truncated += not fits
     if not split.rows:
         raise DataError(
-            f"{data.train}: the {split.name} split is empty, since none of its {len(rows)} rows "
-            f"was kept (dropped: {dict(dropped)}); raise data.max_length or the split's limit"
+            f"{data.train}: the {split.name} split is empty, since none of its "
+            f"{len(split.conversations)} rows was kept (dropped: {dict(dropped)}); raise "
+            "data.max_length or the split's limit"
         )
 
 
-def _first_tokens(row: Sequence, count: int) -> Sequence:
-    return single(row.input_ids[:count], row.loss_mask[:count])
+def _first_tokens(ids: Any, mask: Any, data: DataConfig) -> Tokens:
+    return ids[: data.max_length], mask[: data.max_length]
 
 
 def _tokenise_conversation(
@@ -223,27 +238,10 @@ def _all_trained(ids: list[int]) -> Sequence:
     return single(ids, [int(place > 0) for place in range(len(ids))])
 
 
-def _public_name(source: str) -> str:
-    """The source without a folder that would tell where on this machine it lies."""
-    path = Path(source).expanduser()
-    return path.name if path.is_absolute() or ".." in path.parts else source
-
-
-def _write(path: Path, sequences: list[Sequence]) -> None:
-    import pyarrow
-    import pyarrow.parquet
-
-    columns = {
-        "input_ids": pyarrow.int32(),
-        "loss_mask": pyarrow.int8(),
-        "lengths": pyarrow.int32(),
-    }
-    table = pyarrow.table(
-        {
-            name: pyarrow.array(
-                [getattr(sequence, name) for sequence in sequences], pyarrow.list_(kind)
-            )
-            for name, kind in columns.items()
-        }
-    )
-    pyarrow.parquet.write_table(table, path)
+def _truncation_notes(splits: list[Split]) -> list[str]:
+    return [
+        f"{split.truncated:,} of {len(split.rows):,} {split.name} rows were cut to "
+        "data.max_length: their answers have no end"
+        for split in splits
+        if split.truncated > MUCH_TRUNCATED * len(split.rows)
+    ]

@@ -22,31 +22,55 @@ def mean_log_likelihoods(
     Raises:
         ValueError: a row scores no token.
     """
+    tokens = log_likelihoods(model, [ids for ids, _ in rows], batch_size=batch_size)
+    return [masked_mean(row, mask) for row, (_, mask) in zip(tokens, rows, strict=True)]
+
+
+def masked_mean(tokens: list[float], mask: list[int]) -> float:
+    """Mean of the values where the mask is 1, the first place left out.
+
+    Args:
+        tokens: what `log_likelihoods` gives for a row: one value less than the row has tokens.
+        mask: one number a token of the row.
+
+    Raises:
+        ValueError: no value is left.
+    """
     import torch
 
-    results: list[float] = []
+    # In float32, as the log-likelihoods are.
+    kept = torch.tensor(mask[1:], dtype=torch.bool)
+    if not bool(kept.any()):
+        raise ValueError("a row scores no token; its mask must have a 1 after the first place")
+    return float((torch.tensor(tokens) * kept).sum() / kept.sum())
+
+
+def log_likelihoods(model: Any, rows: Sequence[list[int]], *, batch_size: int) -> list[list[float]]:
+    """Log-likelihood of every token of every row but the first, which has no context; in nats.
+
+    Args:
+        model: causal language model.
+        rows: token ids.
+        batch_size: rows a forward pass.
+    """
+    import torch
+
+    results: list[list[float]] = []
     model.eval()
     for start in range(0, len(rows), batch_size):
         batch = rows[start : start + batch_size]
-        width = max(len(ids) for ids, _ in batch)
+        width = max(len(ids) for ids in batch)
         ids_BT = torch.zeros(len(batch), width, dtype=torch.long)
-        scored_BT = torch.zeros(len(batch), width, dtype=torch.bool)
         attended_BT = torch.zeros(len(batch), width, dtype=torch.long)
-        for i, (ids, mask) in enumerate(batch):
+        for i, ids in enumerate(batch):
             ids_BT[i, : len(ids)] = torch.tensor(ids)
-            scored_BT[i, : len(ids)] = torch.tensor(mask, dtype=torch.bool)
             attended_BT[i, : len(ids)] = 1
-        scored_BT[:, 0] = False
-        if not bool(scored_BT.any(dim=1).all()):
-            raise ValueError("a row scores no token; its mask must have a 1 after the first place")
         with torch.inference_mode():
             logits_BTV = model(
                 input_ids=ids_BT.to(model.device), attention_mask=attended_BT.to(model.device)
             ).logits
             picked_BT = _picked(logits_BTV[:, :-1], ids_BT[:, 1:].to(model.device)).cpu()
-        scored = scored_BT[:, 1:]
-        sums = (picked_BT * scored).sum(dim=1) / scored.sum(dim=1)
-        results.extend(sums.tolist())
+        results += [picked_BT[i, : len(ids) - 1].tolist() for i, ids in enumerate(batch)]
     return results
 
 

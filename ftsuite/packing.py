@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import bisect
 import itertools
+from array import array
 from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -19,9 +20,11 @@ from typing import TYPE_CHECKING, Any
 from ftsuite.choices import Packing
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterator
     from collections.abc import Sequence as Rows
 
+Piece = tuple[int, int, int]
+"""Row number, first token, and the token after the last."""
 IGNORED = -100
 """Label that the cross-entropy of torch and transformers leaves out."""
 
@@ -59,14 +62,41 @@ def pack(rows: Rows[Sequence], strategy: Packing, max_length: int) -> list[Seque
             concatenated in order and cut every max_length tokens.
         max_length: in tokens.
     """
+    lengths = [len(row.input_ids) for row in rows]
+    return [_join(rows, pieces) for pieces in plan(lengths, strategy, max_length)]
+
+
+def plan(lengths: Rows[int], strategy: Packing, max_length: int) -> Iterator[list[Piece]]:
+    """Say which pieces of which rows each sequence holds, from the rows' lengths alone (`pack`)."""
     match strategy:
         case Packing.off:
-            return list(rows)
+            return ([(row, 0, length)] for row, length in enumerate(lengths))
         case Packing.bfd:
-            lengths = [len(row.input_ids) for row in rows]
-            return [_join(rows[i] for i in members) for members in _best_fit(lengths, max_length)]
+            bins = _best_fit(lengths, max_length)
+            return ([(row, 0, lengths[row]) for row in members] for members in bins)
         case Packing.wrapped:
-            return _wrap(rows, max_length)
+            return _wrap(lengths, max_length)
+
+
+class Plan:
+    """The pieces of many sequences in 24 bytes a piece."""
+
+    def __init__(self) -> None:
+        """Make it empty."""
+        self._numbers = array("q")
+        self._ends = array("q", [0])
+
+    def append(self, pieces: list[Piece]) -> None:
+        """Add the pieces of one sequence."""
+        self._numbers.extend(itertools.chain.from_iterable(pieces))
+        self._ends.append(len(self._numbers))
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def __getitem__(self, number: int) -> list[Piece]:
+        flat = iter(self._numbers[self._ends[number] : self._ends[number + 1]])
+        return list(zip(flat, flat, flat, strict=True))
 
 
 def _best_fit(lengths: Rows[int], max_length: int) -> list[list[int]]:
@@ -93,30 +123,29 @@ def _best_fit(lengths: Rows[int], max_length: int) -> list[list[int]]:
     return bins
 
 
-def _join(rows: Iterable[Sequence]) -> Sequence:
-    ids, mask, lengths = list[int](), list[int](), list[int]()
-    for row in rows:
-        ids += row.input_ids
-        mask += row.loss_mask
-        lengths += row.lengths
+def _join(rows: Rows[Sequence], pieces: list[Piece]) -> Sequence:
+    ids, mask = list[int](), list[int]()
+    for row, start, end in pieces:
+        ids += rows[row].input_ids[start:end]
+        mask += rows[row].loss_mask[start:end]
+    lengths = [end - start for _, start, end in pieces]
     return Sequence(input_ids=ids, loss_mask=mask, lengths=lengths)
 
 
-def _wrap(rows: Rows[Sequence], max_length: int) -> list[Sequence]:
-    sequences, parts, free = list[Sequence](), list[Sequence](), max_length
-    for row in rows:
+def _wrap(lengths: Rows[int], max_length: int) -> Iterator[list[Piece]]:
+    pieces, free = list[Piece](), max_length
+    for row, length in enumerate(lengths):
         start = 0
-        while start < len(row.input_ids):
-            piece = slice(start, start + free)
-            parts.append(single(row.input_ids[piece], row.loss_mask[piece]))
-            start += len(parts[-1].input_ids)
-            free -= len(parts[-1].input_ids)
+        while start < length:
+            end = min(start + free, length)
+            pieces.append((row, start, end))
+            free -= end - start
+            start = end
             if free == 0:
-                sequences.append(_join(parts))
-                parts, free = [], max_length
-    if parts:
-        sequences.append(_join(parts))
-    return sequences
+                yield pieces
+                pieces, free = [], max_length
+    if pieces:
+        yield pieces
 
 
 def collate(sequences: Rows[Sequence], pad_token_id: int) -> dict[str, Any]:

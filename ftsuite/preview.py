@@ -12,6 +12,8 @@ from ftsuite import data, shapes, templates, turns
 from ftsuite.packing import trained_tokens
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from rich.console import Console
 
     from ftsuite.config import RunConfig
@@ -110,11 +112,12 @@ def split_table(summary: DataSummary, max_length: int) -> Table:
     return table
 
 
-def notes(tokenizer: Any, summary: DataSummary, rows: list[Sequence]) -> list[str]:
+def notes(tokenizer: Any, summary: DataSummary, rows: Iterable[Sequence]) -> list[str]:
     """Return what else a reader must know, one line each."""
     lines = [f"dropped {count:,} rows: {reason}" for reason, count in summary.dropped.items()]
     if summary.subset_note:
         lines.append(f"subset: {summary.subset_note}")
+    lines += summary.notes
     ends = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
     if not any(row.input_ids[-1] in ends for row in rows):
         lines.append(

@@ -17,13 +17,17 @@ from ftsuite.errors import DataError, one_line
 from ftsuite.resources import find_file
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Iterator
+
+    Reader = Callable[[Path, str], Iterable[dict[str, Any]]]
 
 Row = dict[str, Any]
 
 HUB_ID = re.compile(
     r"(?P<id>[\w.-]+/[\w.-]+)(:(?P<config>[\w.-]+))?(@(?P<split>[\w.-]+))?", re.ASCII
 )
+PARQUET_ROWS = 1_000
+"""Rows that are in memory at once."""
 LONGEST_CELL = 2**31 - 1
 """Characters of one CSV cell; Python's own limit of 131,072 is too short for documents."""
 
@@ -57,14 +61,19 @@ def find_source(source: str, *, split: str) -> Path | HubSource:
 
 
 def read_rows(source: str, *, split: str = "train") -> list[Row]:
-    """Return the rows of a file or Hub data set.
+    """Return the rows of a file or Hub data set: `iter_rows`, all in memory."""
+    return list(iter_rows(source, split=split))
+
+
+def iter_rows(source: str, *, split: str = "train") -> Iterator[Row]:
+    """Give the rows of a file or Hub data set one by one; a JSON array is read whole.
 
     Args:
         source: path (JSON array, or object with one under `data`; JSONL; CSV; Parquet) or Hub id.
         split: Hub split to take where `source` names none.
 
     Raises:
-        DataError: missing, empty, malformed or unreachable.
+        DataError: missing, empty, malformed or unreachable; also after some rows.
     """
     found = find_source(source, split=split)
     if isinstance(found, HubSource):
@@ -75,9 +84,12 @@ def read_rows(source: str, *, split: str = "train") -> list[Row]:
             known = ", ".join(READERS)
             raise DataError(f"{source}: unknown kind of file; use one of {known}")
         rows = _read_file(found, source, reader)
-    if not rows:
+    empty = True
+    for row in rows:
+        empty = False
+        yield row
+    if empty:
         raise DataError(f"{source}: no rows in it; check how the file was written")
-    return rows
 
 
 def file_sha256(path: Path) -> str:
@@ -98,11 +110,11 @@ def source_identity(source: str, *, split: str) -> str:
     return f"{found.id}:{found.config}@{found.split} {_commit(found)}"
 
 
-def _read_file(path: Path, name: str, reader: Callable[[Path, str], list[Row]]) -> list[Row]:
+def _read_file(path: Path, name: str, reader: Reader) -> Iterator[Row]:
     if path.stat().st_size == 0:
         raise DataError(f"{name}: the file is empty; check how it was written")
     try:
-        return reader(path, name)
+        yield from reader(path, name)
     except UnicodeDecodeError as error:
         raise DataError(f"{name}: not UTF-8 text (byte {error.start}); convert the file") from error
     except RecursionError as error:
@@ -127,53 +139,52 @@ def _read_json(path: Path, name: str) -> list[Row]:
     return [_row(row, f"{name}, row {number}") for number, row in enumerate(value, start=1)]
 
 
-def _read_jsonl(path: Path, name: str) -> list[Row]:
-    rows = []
+def _read_jsonl(path: Path, name: str) -> Iterator[Row]:
     with path.open(encoding="utf-8-sig") as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue
             try:
-                rows.append(_row(json.loads(line), f"{name}, line {number}"))
+                row = _row(json.loads(line), f"{name}, line {number}")
             except json.JSONDecodeError as error:
                 raise DataError(
                     f"{name}, line {number}: malformed JSON ({error.msg}, column {error.colno}); "
                     "mend or remove the line"
                 ) from error
-    return rows
+            yield row
 
 
-def _read_csv(path: Path, name: str) -> list[Row]:
+def _read_csv(path: Path, name: str) -> Iterator[Row]:
     csv.field_size_limit(LONGEST_CELL)
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file, strict=True)
         try:
-            rows: list[Row] = list(reader)
+            for number, row in enumerate(reader, start=1):
+                # DictReader collects surplus cells under None and fills missing ones with None.
+                if None in row or None in row.values():
+                    raise DataError(
+                        f"{name}, row {number}: not as many cells as the header has columns; mend "
+                        "the row"
+                    )
+                yield row
         except csv.Error as error:
             # line_num counts the lines that were read whole, not the one that failed.
             raise DataError(
                 f"{name}, line {reader.line_num + 1}: malformed CSV ({error}); mend the line"
             ) from error
-    for number, row in enumerate(rows, start=1):
-        # DictReader collects surplus cells under None and fills missing ones with None.
-        if None in row or None in row.values():
-            raise DataError(
-                f"{name}, row {number}: not as many cells as the header has columns; mend the row"
-            )
-    return rows
 
 
-def _read_parquet(path: Path, name: str) -> list[Row]:
+def _read_parquet(path: Path, name: str) -> Iterator[Row]:
     import pyarrow
     import pyarrow.parquet
 
     try:
         # Opened here: pyarrow would read a path with "=" in it as a partitioned data set.
         with path.open("rb") as file:
-            rows: list[Row] = pyarrow.parquet.read_table(file).to_pylist()
+            for batch in pyarrow.parquet.ParquetFile(file).iter_batches(PARQUET_ROWS):
+                yield from batch.to_pylist()
     except pyarrow.ArrowException as error:
         raise DataError(f"{name}: not a Parquet file ({one_line(error)}); convert it") from error
-    return rows
 
 
 def _row(value: Any, where: str) -> Row:
@@ -182,7 +193,7 @@ def _row(value: Any, where: str) -> Row:
     return value
 
 
-READERS: dict[str, Callable[[Path, str], list[Row]]] = {
+READERS: dict[str, Reader] = {
     ".json": _read_json,
     ".jsonl": _read_jsonl,
     ".csv": _read_csv,
@@ -190,7 +201,7 @@ READERS: dict[str, Callable[[Path, str], list[Row]]] = {
 }
 
 
-def _read_hub(source: HubSource) -> list[Row]:
+def _read_hub(source: HubSource) -> Iterator[Row]:
     import datasets
 
     commit = _commit(source)
@@ -198,7 +209,7 @@ def _read_hub(source: HubSource) -> list[Row]:
         loaded = datasets.load_dataset(
             source.id, source.config, split=source.split, revision=commit
         )
-        return [dict(row) for row in loaded]
+        yield from (dict(row) for row in loaded)
     except Exception as error:  # the Hub client raises a dozen unrelated kinds
         raise _unreachable(source, error) from error
 

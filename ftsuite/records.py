@@ -62,6 +62,8 @@ class DataSummary:
     """Whether packed documents cannot see each other."""
     subset_note: str = ""
     """Says so when a seeded subset was used."""
+    notes: tuple[str, ...] = ()
+    """What else a reader must know: rows that splits share, many rows cut short."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,6 +107,10 @@ class MergeSummary:
     bytes: int
     dtype: str
     vocabulary: int
+    proved_tensors: int = 0
+    """Tensors found to be base + scale·B·A, byte by byte; 0 in records of before this check."""
+    adapted_tensors: int = 0
+    """Of them, those that the adapter changes."""
     fidelity_items: int
     max_difference: float
     """Largest |Δ log-likelihood| a token of a row between adapter and merged model, nats."""
@@ -112,6 +118,9 @@ class MergeSummary:
     max_trained_difference: float = 0.0
     """The same over the trained tokens alone: what rounding costs where the adapter acts."""
     tolerance: float
+    """Of `max_difference`."""
+    trained_tolerance: float | None = None
+    """Of `max_trained_difference`; None in records of before it was judged."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,22 +7,27 @@ and equal conversations never land on both sides of a cut.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
-from array import array
+from collections.abc import Sequence as Rows
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args, overload
 
+from ftsuite import shapes
 from ftsuite.errors import DataError
-from ftsuite.packing import trained_tokens
 from ftsuite.records import SplitSummary
+from ftsuite.spool import Spool
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from ftsuite.config import DataConfig
-    from ftsuite.packing import Sequence
     from ftsuite.shapes import Conversation
+    from ftsuite.tokenrows import PackedRows, TokenRows
 
 SplitName = Literal["train", "validation", "test"]
 SPLITS: tuple[SplitName, ...] = get_args(SplitName)
+DIGEST_BYTES = 32
 
 
 @dataclass(slots=True, kw_only=True)
@@ -30,11 +35,11 @@ class Split:
     """One split on its way: conversations, then tokenised rows, then sequences."""
 
     name: SplitName
-    conversations: list[Conversation]
+    conversations: Conversations
     available: int
-    rows: list[Sequence] = field(default_factory=list)
+    rows: TokenRows
     """One document each, before packing."""
-    sequences: list[Sequence] = field(default_factory=list)
+    sequences: PackedRows = field(init=False)
     truncated: int = 0
 
     def summary(self) -> SplitSummary:
@@ -43,15 +48,83 @@ class Split:
             name=self.name,
             rows=len(self.rows),
             available=self.available,
-            tokens=sum(len(row.input_ids) for row in self.rows),
-            trained_tokens=sum(trained_tokens(sequence) for sequence in self.sequences),
+            tokens=sum(self.rows.lengths),
+            trained_tokens=sum(self.sequences.trained),
             truncated=self.truncated,
             sequences=len(self.sequences),
-            sha256=_rows_sha256(self.rows),
+            sha256=self.rows.sha256(),
         )
 
 
-def cut(whole: dict[SplitName, list[Conversation]], data: DataConfig) -> list[Split]:
+class Pool:
+    """The conversations of one source, as they were read, in a temporary file."""
+
+    def __init__(self, seed: int, folder: Path | None = None) -> None:
+        """Make it empty.
+
+        Args:
+            seed: of the order in which `ordered` gives the conversations.
+            folder: where the temporary file lies.
+        """
+        self._seed = seed
+        self.spool = Spool(folder)
+        self.digests = bytearray()
+
+    def append(self, messages: Conversation) -> None:
+        """Add a conversation."""
+        text = f"{self._seed} {json.dumps(messages, sort_keys=True)}"
+        self.digests += hashlib.sha256(text.encode()).digest()
+        self.spool.append(json.dumps(messages).encode())
+
+    def __len__(self) -> int:
+        return len(self.spool)
+
+    def ordered(self) -> Conversations:
+        """Return all conversations in an order that depends on their content and the seed."""
+        import numpy as np
+
+        # A digest as four numbers: bytes compare as numpy's text would lose zeros at the end.
+        parts = np.frombuffer(self.digests, ">u8").reshape(-1, DIGEST_BYTES // 8)
+        return Conversations(self, np.lexsort(parts.T[::-1]))
+
+
+class Conversations(Rows["Conversation"]):
+    """Conversations of a pool, read from its file when they are asked for."""
+
+    def __init__(self, pool: Pool, numbers: Any, system: str | None = None) -> None:
+        """Take those with these numbers, and put the system message in front where there is none.
+
+        Args:
+            pool: where they are.
+            numbers: int64 array of their places in the pool.
+            system: text of the system message.
+        """
+        self._pool, self._numbers, self._system = pool, numbers, system
+
+    def with_system(self, system: str | None) -> Conversations:
+        """Return the same with a system message in front of those that have none."""
+        return Conversations(self._pool, self._numbers, system)
+
+    def digest(self, number: int) -> bytes:
+        """Hash of the content and the seed, without the system message that was put in front."""
+        start = DIGEST_BYTES * int(self._numbers[number])
+        return bytes(self._pool.digests[start : start + DIGEST_BYTES])
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    @overload
+    def __getitem__(self, number: int) -> Conversation: ...
+    @overload
+    def __getitem__(self, number: slice) -> Conversations: ...
+    def __getitem__(self, number: int | slice) -> Conversation | Conversations:
+        if isinstance(number, slice):
+            return Conversations(self._pool, self._numbers[number], self._system)
+        messages: Conversation = json.loads(self._pool.spool[int(self._numbers[number])])
+        return shapes.inject_system(messages, self._system)
+
+
+def cut(whole: dict[SplitName, Pool], data: DataConfig) -> dict[SplitName, Conversations]:
     """Cut the splits that have no file of their own from the training rows.
 
     Every split comes out in an order that depends on content and seed only.
@@ -63,7 +136,7 @@ def cut(whole: dict[SplitName, list[Conversation]], data: DataConfig) -> list[Sp
     Raises:
         DataError: a split ends empty.
     """
-    ordered = {name: _by_digest(rows, data.split_seed) for name, rows in whole.items()}
+    ordered = {name: pool.ordered() for name, pool in whole.items()}
     rest = ordered["train"]
     fractions: list[tuple[SplitName, float]] = [
         ("validation", data.validation_fraction),
@@ -86,38 +159,49 @@ def cut(whole: dict[SplitName, list[Conversation]], data: DataConfig) -> list[Sp
             "data.validation_fraction and data.test_fraction, or give data.validation"
         )
     ordered["train"] = rest
-    return [
-        Split(
-            name=name,
-            conversations=[messages for _, messages in ordered[name]],
-            available=len(ordered[name]),
-        )
-        for name in SPLITS
-        if name in ordered
-    ]
+    return {name: ordered[name] for name in SPLITS if name in ordered}
 
 
-def _by_digest(rows: list[Conversation], seed: int) -> list[tuple[str, Conversation]]:
-    pairs = [
-        (hashlib.sha256(f"{seed} {json.dumps(row, sort_keys=True)}".encode()).hexdigest(), row)
-        for row in rows
-    ]
-    return sorted(pairs, key=lambda pair: pair[0])
-
-
-def _end_of_equals(rows: list[tuple[str, Conversation]], size: int) -> int:
+def _end_of_equals(rows: Conversations, size: int) -> int:
     """The first cut at or after `size` that does not separate equal conversations."""
-    while 0 < size < len(rows) and rows[size][0] == rows[size - 1][0]:
+    while 0 < size < len(rows) and rows.digest(size) == rows.digest(size - 1):
         size += 1
     return size
 
 
-def take_subsets(splits: list[Split], data: DataConfig) -> list[Split]:
+def overlap_notes(splits: dict[SplitName, Conversations], data: DataConfig) -> list[str]:
+    """Say how many conversations two splits share, word for word.
+
+    Raises:
+        DataError: all conversations of one split are in another.
+    """
+    notes = []
+    for one, other in itertools.combinations(splits, 2):
+        rows = splits[other]
+        wanted = {rows.digest(number) for number in range(len(rows))}
+        there = (splits[one].digest(number) for number in range(len(splits[one])))
+        found = wanted.intersection(there)
+        shared = sum(rows.digest(number) in found for number in range(len(rows)))
+        if shared == len(rows):
+            raise DataError(
+                f"data.{other} = {getattr(data, other)!r}: all its {shared:,} rows are in the "
+                f"{one} split as well, so it would measure what was learned by heart; give "
+                "other rows, or null to cut the split from data.train"
+            )
+        if shared:
+            notes.append(
+                f"{shared:,} of {len(rows):,} {other} rows are in the {one} split as well, "
+                "word for word"
+            )
+    return notes
+
+
+def take_subsets(
+    splits: dict[SplitName, Conversations], data: DataConfig
+) -> dict[SplitName, Conversations]:
     """Take the first so many rows of the seeded order: smaller subsets lie inside larger ones."""
     limits = {"train": data.train_limit, "validation": data.validation_limit}
-    for split in splits:
-        split.conversations = split.conversations[: limits.get(split.name)]
-    return splits
+    return {name: rows[: limits.get(name)] for name, rows in splits.items()}
 
 
 def subset_note(splits: list[Split], data: DataConfig) -> str:
@@ -129,11 +213,3 @@ def subset_note(splits: list[Split], data: DataConfig) -> str:
         if len(split.conversations) < split.available
     ]
     return f"{', '.join(notes)} (seed {data.split_seed})" if notes else ""
-
-
-def _rows_sha256(rows: list[Sequence]) -> str:
-    digest = hashlib.sha256()
-    for row in rows:
-        for values in (row.lengths, row.input_ids, row.loss_mask):
-            digest.update(array("q", values).tobytes())
-    return digest.hexdigest()

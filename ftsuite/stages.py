@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ftsuite.devices import Compute
     from ftsuite.models import Base
 
-DATA_VERSION = 1
+DATA_VERSION = 2
 ORIGIN = ("name", "id", "revision", "source", "embedded", "dtype")
 """Fields of the model that the resolved identity and dtype stand for."""
 MERGE_FIELDS = ("shard_bytes", "fidelity_items", "fidelity_tolerance")
@@ -74,7 +74,7 @@ def chain(config: RunConfig, compute: Compute, base: Base, root: Path, cell: str
     model["template"] = identity(config.template, without=("name",))
     place = {"device": compute.device, "dtype": compute.dtype}
 
-    data = _data(config, base, model)
+    data = _data(config, base, model, cell)
     trained = StageSpec(
         name="train",
         version=train.VERSION,
@@ -123,14 +123,22 @@ def chain(config: RunConfig, compute: Compute, base: Base, root: Path, cell: str
     )
 
 
-def _data(config: RunConfig, base: Base, model: dict[str, Any]) -> StageSpec[DataSummary]:
+def _data(
+    config: RunConfig, base: Base, model: dict[str, Any], cell: str
+) -> StageSpec[DataSummary]:
     def compute(folder: Path) -> DataSummary:
         from ftsuite import models, templates
 
         tokenizer = models.load_tokenizer(models.checked(base), config.model)
         templates.install(tokenizer, config.template)
         return data_module.prepare(
-            config.data, config.packing, config.train.loss, tokenizer, folder
+            config.data,
+            config.packing,
+            config.train.loss,
+            tokenizer,
+            folder,
+            cell=cell,
+            processes=config.backend.threads,
         )
 
     # The source's content stands for its path.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import shutil
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,6 @@ from ftsuite import (
     isolation,
     modelfolder,
     models,
-    packing,
     progress,
     targets,
     templates,
@@ -22,10 +22,13 @@ from ftsuite.records import CurvePoint, TrainSummary
 from ftsuite.trainer import COMPLETE_MARKER, require_head, sft_arguments, sft_trainer
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
     from ftsuite.config import RunConfig, TrainConfig
     from ftsuite.devices import Compute
+    from ftsuite.packing import Sequence
+    from ftsuite.tokenrows import StoredRows
 
 VERSION = 2
 
@@ -95,7 +98,7 @@ def train(
         names = config.lora.target_modules
         raise ConfigError(targets.FIELD, names, f"PEFT refuses them: {error}") from error
     sequences, validation = load_split(data, "train"), load_split(data, "validation")
-    _require_embeddings(model, tokenizer, [*sequences, *validation])
+    _require_embeddings(model, tokenizer, itertools.chain(sequences, validation))
     steps = total_steps(config.train, len(sequences))
     arguments = sft_arguments(config.train, compute, steps, folder / "checkpoints")
     checkpoint = _last_checkpoint(folder / "checkpoints")
@@ -133,7 +136,7 @@ def steps_a_pass(config: TrainConfig, sequences: int) -> int:
     return math.ceil(sequences / (config.micro_batch_size * config.gradient_accumulation))
 
 
-def _require_embeddings(model: Any, tokenizer: Any, sequences: list[packing.Sequence]) -> None:
+def _require_embeddings(model: Any, tokenizer: Any, sequences: Iterable[Sequence]) -> None:
     rows = model.get_input_embeddings().num_embeddings
     largest = max(max(sequence.input_ids) for sequence in sequences)
     if largest >= rows:
@@ -143,9 +146,7 @@ def _require_embeddings(model: Any, tokenizer: Any, sequences: list[packing.Sequ
         )
 
 
-def _prove(
-    trainer: Any, sequences: list[packing.Sequence], compute: Compute
-) -> isolation.Isolation | None:
+def _prove(trainer: Any, sequences: StoredRows, compute: Compute) -> isolation.Isolation | None:
     """Prove, as this training computes: the loss is the model's, packed documents are apart.
 
     Draws no random number, so the losses are those of a training without it.
@@ -192,7 +193,7 @@ def _restore(trainer: Any, model: Any, checkpoint: Path) -> None:
 def _summary(
     trainer: Any,
     model: Any,
-    sequences: list[packing.Sequence],
+    sequences: StoredRows,
     passes: float,
     checkpoint: Path | None,
     isolated: isolation.Isolation | None,

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from ftsuite.config import TrainConfig
     from ftsuite.devices import Compute
+    from ftsuite.tokenrows import StoredRows
 
 COMPLETE_MARKER = "complete"
 """Written into a checkpoint after everything else: one without it was cut short by a kill."""
@@ -78,8 +79,8 @@ def sft_trainer(
     model: Any,
     arguments: Any,
     tokenizer: Any,
-    sequences: list[packing.Sequence],
-    validation: list[packing.Sequence],
+    sequences: StoredRows,
+    validation: StoredRows,
     advance: Any,
     tokens_a_step: float,
 ) -> Any:
@@ -97,7 +98,6 @@ def sft_trainer(
         advance: told of every step, in tokens.
         tokens_a_step: on average.
     """
-    from datasets import Dataset
     from transformers import PrinterCallback
 
     logging.getLogger("transformers.trainer").setLevel(logging.WARNING)
@@ -105,8 +105,8 @@ def sft_trainer(
         model=model,
         args=arguments,
         processing_class=tokenizer,
-        train_dataset=_dataset(Dataset, sequences),
-        eval_dataset=_dataset(Dataset, validation),
+        train_dataset=sequences.dataset(),
+        eval_dataset=validation.dataset(),
         data_collator=lambda rows: packing.collate(
             [packing.Sequence(**row) for row in rows], tokenizer.pad_token_id
         ),
@@ -199,12 +199,3 @@ def _watch(advance: Any, tokens_a_step: float) -> Any:
             (checkpoint / COMPLETE_MARKER).touch()
 
     return Watch()
-
-
-def _dataset(kind: Any, sequences: list[packing.Sequence]) -> Any:
-    return kind.from_list(
-        [
-            {"input_ids": s.input_ids, "loss_mask": s.loss_mask, "lengths": s.lengths}
-            for s in sequences
-        ]
-    )

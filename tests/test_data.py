@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import random
 import subprocess
 import sys
@@ -9,10 +10,10 @@ from pathlib import Path
 import pytest
 from tiny import conversation, tiny_tokenizer, write_jsonl
 
-from ftsuite import data, templates
+from ftsuite import data, spool, templates, tokenise
 from ftsuite.choices import Loss, Packing, Shape
-from ftsuite.config import DataConfig, PackingConfig, TemplateConfig
-from ftsuite.errors import DataError
+from ftsuite.config import ColumnsConfig, DataConfig, PackingConfig, TemplateConfig
+from ftsuite.errors import DataError, StageError
 from ftsuite.packing import Sequence, trained_tokens
 
 ROOT = Path(__file__).parents[1]
@@ -26,13 +27,27 @@ def questions(count, start=0):
     return [conversation(f"Say {n}.", f"{n}") for n in range(start, start + count)]
 
 
-def prepare(folder, rows=None, *, packing=Packing.off, loss=Loss.completion, tok=None, **config):
+def prepare(
+    folder,
+    rows=None,
+    *,
+    packing=Packing.off,
+    loss=Loss.completion,
+    tok=None,
+    processes=1,
+    **config,
+):
     """Prepare `rows` (written to train.jsonl) or `config["train"]`."""
     if rows is not None:
         config["train"] = str(write_jsonl(folder / "train.jsonl", rows))
     tokenizer = tok or tiny_tokenizer()
     return data.prepare(
-        DataConfig(**config), PackingConfig(strategy=packing), loss, tokenizer, folder
+        DataConfig(**config),
+        PackingConfig(strategy=packing),
+        loss,
+        tokenizer,
+        folder,
+        processes=processes,
     )
 
 
@@ -270,6 +285,157 @@ def test_template_errors_come_through(tmp_path):
         templates.install(tokenizer, TemplateConfig(name="bad", jinja=jinja))
         with pytest.raises(DataError, match=match):
             prepare(tmp_path, questions(20), tok=tokenizer, system="Be brief.")
+
+
+# --- many rows ------------------------------------------------------------------------------
+
+
+def mixed_rows(count):
+    """Rows of many lengths with system messages, several turns and some that are dropped."""
+    draw = random.Random(3)
+    rows = []
+    for n in range(count):
+        row = conversation(f"Say {n}. " + "word " * draw.randrange(40), "fox " * draw.randrange(9))
+        if n % 5 == 0:
+            row["messages"] += conversation("And now?", f"Now {n}.")["messages"]
+        if n % 7 == 0:
+            row["messages"].insert(0, {"role": "system", "content": "Be brief."})
+        rows.append(row)
+    return rows
+
+
+def stored(folder, summary):
+    return [data.load_split(folder, split.name)[:] for split in summary.splits]
+
+
+@pytest.mark.parametrize("packing", list(Packing))
+def test_several_processes_give_what_one_gives(tmp_path, monkeypatch, packing):
+    rows = mixed_rows(300)
+    config = {"packing": packing, "max_length": 64, "test_fraction": 0.1, "system": "Sing."}
+    one = prepare(tmp_path, rows, **config)
+    expected = stored(tmp_path, one)
+    assert one.dropped and one.splits[0].rows > 90
+    monkeypatch.setattr(tokenise, "PARALLEL_FROM", 10)
+    monkeypatch.setattr(tokenise, "CHUNK", 7)
+    monkeypatch.setattr(spool, "IN_MEMORY_BYTES", 100)
+    monkeypatch.setattr(tokenise, "_arrays", None)  # this process tokenises no row itself
+    several = prepare(tmp_path, rows, processes=2, **config)
+    assert several == one
+    assert stored(tmp_path, several) == expected
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "test.arrow",
+        "train.arrow",
+        "train.jsonl",
+        "validation.arrow",
+    ]
+
+
+def test_an_error_in_another_process_is_the_same_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(tokenise, "PARALLEL_FROM", 10)
+    tokenizer = tiny_tokenizer()
+    templates.install(tokenizer, TemplateConfig(name="bad", jinja="{{ missing.field }}"))
+    with pytest.raises(DataError, match="template bad failed"):
+        prepare(tmp_path, questions(40), tok=tokenizer, processes=2)
+
+
+def die(*_):
+    os._exit(1)
+
+
+def test_a_process_that_dies_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(tokenise, "PARALLEL_FROM", 10)
+    monkeypatch.setattr(tokenise, "_begin_worker", die)
+    with pytest.raises(StageError, match=r"data: a process .* died.*; set backend\.threads=1"):
+        prepare(tmp_path, questions(40), processes=2)
+
+
+def test_few_rows_start_no_process(tmp_path, monkeypatch):
+    monkeypatch.setattr(tokenise, "ProcessPoolExecutor", None)
+    assert prepare(tmp_path, questions(40), processes=8).splits[0].rows == 36
+
+
+def test_training_maps_the_file(tmp_path):
+    prepare(tmp_path, mixed_rows(100), packing=Packing.bfd, max_length=64)
+    sequences = data.load_split(tmp_path, "train")
+    dataset = sequences.dataset()
+    assert dataset.cache_files
+    assert [Sequence(**row) for row in dataset] == list(sequences) == sequences[:]
+    assert sequences[-1] == sequences[len(sequences) - 1]
+    with pytest.raises(IndexError):
+        sequences[len(sequences)]
+
+
+# --- what would make a result untrue ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["validation", "test"])
+@pytest.mark.parametrize("copied", [True, False])
+def test_a_split_that_is_in_the_training_rows(tmp_path, name, copied):
+    train = write_jsonl(tmp_path / "train.jsonl", questions(20))
+    other = write_jsonl(tmp_path / "other.jsonl", questions(9)) if copied else train
+    count = 9 if copied else 20
+    with pytest.raises(
+        DataError, match=rf"data\.{name} = .*: all its {count} rows are in the train"
+    ):
+        prepare(tmp_path, train=str(train), **{"validation_fraction": 0, name: str(other)})
+
+
+def test_a_test_split_that_is_the_validation_split(tmp_path):
+    other = write_jsonl(tmp_path / "other.jsonl", questions(9, start=100))
+    with pytest.raises(DataError, match=r"data\.test = .*: all its 9 rows are in the validation"):
+        prepare(tmp_path, questions(20), validation=str(other), test=str(other))
+
+
+def test_rows_that_two_splits_share_are_counted(tmp_path):
+    other = write_jsonl(tmp_path / "other.jsonl", [*questions(3), *questions(7, start=100)])
+    summary = prepare(tmp_path, questions(20), validation=str(other))
+    assert summary.notes == (
+        "3 of 10 validation rows are in the train split as well, word for word",
+    )
+    clean = write_jsonl(tmp_path / "other.jsonl", questions(7, start=100))
+    assert prepare(tmp_path, questions(20), validation=str(clean)).notes == ()
+
+
+def test_many_rows_cut_short_are_said(tmp_path):
+    rows = [*questions(18), *[conversation(f"{n}", "word " * 100) for n in range(2)]]
+    summary = prepare(tmp_path, rows, max_length=64, validation_fraction=0)
+    assert summary.notes == (
+        "2 of 20 train rows were cut to data.max_length: their answers have no end",
+    )
+    few = prepare(tmp_path, [*questions(99), rows[-1]], max_length=64, validation_fraction=0)
+    assert split_of(few, "train").truncated == 1 and few.notes == ()
+
+
+def test_empty_answers_are_dropped_and_counted(tmp_path):
+    twice = conversation("Hello", "Hi")
+    twice["messages"] += conversation("More?", " ")["messages"]
+    rows = [*questions(20), conversation("Hello", ""), conversation("Hello", "\n \t"), twice]
+    summary = prepare(tmp_path, rows)
+    assert summary.dropped == {"an answer, or the text, is empty or white space": 3}
+    text = prepare(tmp_path, [{"text": "Once."}, {"text": " "}, {"text": "Twice."}] * 5)
+    assert text.dropped == {"an answer, or the text, is empty or white space": 5}
+    with pytest.raises(DataError, match=r"all 2 rows were dropped \(an answer, or the text, is"):
+        prepare(tmp_path, [conversation("Hello", "")] * 2)
+
+
+def test_nul_characters_are_an_error(tmp_path):
+    rows = [*questions(3), conversation("Hel\0lo", "Hi")]
+    with pytest.raises(DataError, match=r"train\.jsonl, row 4: the text holds NUL characters"):
+        prepare(tmp_path, rows)
+
+
+@pytest.mark.parametrize(
+    ("shape", "one", "other"),
+    [
+        (Shape.prompt_completion, "prompt", "completion"),
+        (Shape.question_answer, "question", "answer"),
+        (Shape.dolly, "instruction", "response"),
+    ],
+)
+def test_prompt_and_answer_from_one_column(tmp_path, shape, one, other):
+    columns = ColumnsConfig(**{one: "text", other: "text"})
+    with pytest.raises(DataError, match=rf"columns\.{one} and data\.columns\.{other} are both"):
+        prepare(tmp_path, [{"text": "Once."}] * 20, shape=shape, columns=columns)
 
 
 @needs_dolly

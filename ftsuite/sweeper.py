@@ -116,6 +116,10 @@ def run(sweep: Sweep, task: TaskFunction) -> None:
     root = Path(sweep.configs[0].store.root)
     for config in sweep.configs:
         devices.resolve(config.backend, config.model)
+    # `plan` and `preview` need neither reports nor trackers.
+    from ftsuite.finish import finish, require_a_way_to_finish
+
+    require_a_way_to_finish(sweep.configs[0])
     _tell_left_out(root, sweep.manifest)
     study.write_manifest(root, sweep.manifest)
     launcher = Plugins.instance().instantiate_launcher(
@@ -124,9 +128,6 @@ def run(sweep: Sweep, task: TaskFunction) -> None:
     for result in launcher.launch(sweep.overrides, initial_job_idx=0):
         # Cells keep their failures as records; an exception here is a bug, and is raised.
         _ = result.return_value
-    # Matplotlib and the trackers are not needed before the cells are done.
-    from ftsuite.finish import finish
-
     finish(sweep.configs[0], sweep.manifest, root)
 
 

@@ -7,6 +7,8 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from ftsuite.errors import redact
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -16,7 +18,7 @@ PLAIN_LINE_SECONDS = 10.0
 
 def note(cell: str, text: str) -> None:
     """Print one line of cell `cell`."""
-    print(f"[{cell}] {text}", flush=True)
+    print(redact(f"[{cell}] {text}"), flush=True)
 
 
 @contextmanager

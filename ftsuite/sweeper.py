@@ -31,7 +31,7 @@ from ftsuite.compose import (
     readable,
     register,
 )
-from ftsuite.errors import ConfigError
+from ftsuite.errors import ConfigError, StoreError, one_line
 from ftsuite.records import CellEntry, StudyManifest
 from ftsuite.resources import conf_dir
 
@@ -133,15 +133,23 @@ def run(sweep: Sweep, task: TaskFunction) -> None:
 
 def _tell_left_out(root: Path, manifest: StudyManifest) -> None:
     """Say which cells of the study's last command this one leaves out of the report."""
-    if not (study.folder(root, manifest.study) / "study.json").exists():
+    path = study.folder(root, manifest.study) / "study.json"
+    if manifest.study == study.UNNAMED or not path.exists():
         return
     kept = {cell.run_id for cell in manifest.cells}
-    earlier = study.read_manifest(root, manifest.study).cells
-    left = [cell.label for cell in earlier if cell.run_id not in kept]
-    if left and manifest.study != study.UNNAMED:
+    try:
+        earlier = study.read_manifest(root, manifest.study).cells
+    except StoreError as error:
+        # The file is about to be replaced; nothing else is lost.
+        print(f"{manifest.study}: study.json is replaced: {one_line(error)}")
+        return
+    left = [cell for cell in earlier if cell.run_id not in kept]
+    if left:
+        # The labels of a cell then and now may be equal: another setting or default has changed.
+        names = ", ".join(f"{cell.label} ({cell.run_id})" for cell in left)
         print(
-            f"{manifest.study}: the report will show this command's cells alone, without "
-            f"{', '.join(left)}; study=NAME keeps them apart"
+            f"{manifest.study}: an earlier command's runs stay in the store, but the report will "
+            f"not show them: {names}; give this command study=NAME to keep both reports"
         )
 
 
@@ -153,7 +161,8 @@ def _manifest(
         raise ConfigError("study", sorted(names), "one sweep is one study; do not sweep it")
     entries: list[CellEntry] = []
     for overrides, config in zip(batch, configs, strict=True):
-        label, run_id = _label(overrides, swept), study.run_id(config)
+        run_id = study.run_id(config)
+        label = _label(overrides, swept, config, run_id)
         if twin := next((e for e in entries if e.run_id == run_id), None):
             raise ConfigError("sweep", label, f"the same cell as {twin.label}; name it once")
         entries.append(CellEntry(run_id=run_id, label=label, overrides=tuple(overrides)))
@@ -161,12 +170,16 @@ def _manifest(
     return StudyManifest(study=names.pop(), command=command, cells=tuple(entries))
 
 
-def _label(overrides: Sequence[str], swept: set[str]) -> str:
+def _label(overrides: Sequence[str], swept: set[str], config: RunConfig, run_id: str) -> str:
     """What sets a cell apart: its swept settings, or else what the user set by hand."""
     mine = [o for o in overrides if o.partition("=")[0].lstrip("+") in swept]
-    if not mine:
-        hidden = ("sweep", "study", "hydra", "tracking", "store")
-        mine = [o for o in overrides if not o.lstrip("+").startswith(hidden)]
-    label = ", ".join(o.lstrip("+") for o in mine) or "default"
+    if mine:
+        return ", ".join(o.lstrip("+") for o in mine)
+    hidden = ("sweep", "study", "hydra", "tracking", "store")
+    mine = [o.lstrip("+") for o in overrides if not o.lstrip("+").startswith(hidden)]
+    label = ", ".join(mine)
     # A table's first column must stay narrow; the record lists every override.
-    return label if swept or len(label) <= LABEL_CHARACTERS else "custom"
+    if 0 < len(label) <= LABEL_CHARACTERS:
+        return label
+    # Single runs share a study, so the run's id tells two of one model and data set apart.
+    return f"{config.model.name} on {config.data.name} {run_id[:6]}"

@@ -21,7 +21,7 @@ def refuse_arguments(arguments: Sequence[str]) -> None:
     """
     for argument in arguments:
         setting, _, value = argument.partition("=")
-        _refuse(redact(setting), argument if secret_in(setting) else value)
+        _refuse(redact(setting.lstrip("+~")), argument if secret_in(setting) else value)
 
 
 def refuse_settings(plain: Any, setting: str = "") -> None:

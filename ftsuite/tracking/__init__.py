@@ -19,7 +19,7 @@ import importlib
 import json
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 from ftsuite.choices import Tracker
 from ftsuite.errors import ConfigError, redact, redacted

@@ -23,9 +23,9 @@ def require_a_way_to_finish(config: RunConfig) -> None:
         StoreError: the store or the folder of the reports cannot be written.
         BackendUnavailable: the tracker's package or key is missing.
     """
+    check(config.tracking)
     require_writable(Path(config.store.root), "store.root")
     require_writable(Path(config.store.reports), "store.reports")
-    check(config.tracking)
 
 
 def finish(config: RunConfig, manifest: StudyManifest, root: Path) -> None:

@@ -5,11 +5,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import gc
-import logging
 import os
 import sys
 import traceback
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -93,7 +91,9 @@ def _recipe(
     def do(name: str, spec: StageSpec[Any]) -> Entry[Any]:
         return _do(name, spec, root, cell.place, trail, begin)
 
-    _quiet_libraries(config.backend.threads)
+    if config.backend.threads is not None:
+        os.environ["OMP_NUM_THREADS"] = str(config.backend.threads)
+    progress.quiet_libraries()
     base = models.resolve(config.model, root, on_event=lambda text: progress.note(cell.place, text))
     stages = chain(config, compute, base, root, cell.place)
 
@@ -194,24 +194,3 @@ def _release_memory() -> None:
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         torch.cuda.empty_cache()
-
-
-def _quiet_libraries(threads: int | None) -> None:
-    """Keep the libraries' own bars and warnings out of the display, and set CPU threads.
-
-    Environment variables, because the libraries read them when they are imported.
-    """
-    for name, value in {
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-        "TQDM_DISABLE": "1",
-        "TRANSFORMERS_VERBOSITY": "error",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    }.items():
-        os.environ.setdefault(name, value)
-    if threads is not None:
-        os.environ["OMP_NUM_THREADS"] = str(threads)
-    for library in ("lm_eval", "transformers", "datasets", "trl", "peft", "accelerate"):
-        logging.getLogger(library).setLevel(logging.ERROR)
-    for category in (FutureWarning, DeprecationWarning, UserWarning):
-        warnings.filterwarnings("ignore", category=category)

@@ -65,11 +65,15 @@ def read_manifest(root: Path, study: str) -> StudyManifest:
     Raises:
         StoreError: there is no such study, or the file is not a manifest.
     """
-    path = folder(root, study) / "study.json"
-    if not path.exists():
+    require_study(root, study)
+    return jsonfile.read(StudyManifest, folder(root, study) / "study.json")
+
+
+def require_study(root: Path, study: str) -> None:
+    """Raise StoreError, with the names of the known, where there is no such study."""
+    if not (folder(root, study) / "study.json").exists():
         known = ", ".join(sorted(p.parent.name for p in root.glob("studies/*/study.json")))
         raise StoreError(f"{study}: no such study in {root}; known are: {known or 'none'}")
-    return jsonfile.read(StudyManifest, path)
 
 
 def cell_of(config: RunConfig, root: Path) -> Cell:
@@ -170,7 +174,7 @@ def all_runs(
         on_broken: told of every file that is no record, which is left out; by default a line on
             stderr tells.
     """
-    tell = on_broken or _tell_broken
+    tell = on_broken or tell_broken
     found: list[tuple[Path, RunRecord]] = []
     for manifest_path in sorted(root.glob("studies/*/study.json")):
         order: dict[str, int] = {}
@@ -200,5 +204,6 @@ def _own_run(path: Path) -> RunRecord:
     return record
 
 
-def _tell_broken(error: StoreError) -> None:
+def tell_broken(error: StoreError) -> None:
+    """Say on stderr that a file of the store is left out, and why."""
     print(f"ftsuite: left out: {one_line(error)}", file=sys.stderr)

@@ -88,7 +88,7 @@ def test_report_names_the_cells(finished: Command) -> None:
 
 
 def test_wandb_writes_offline_below_the_store(finished: Command) -> None:
-    folders = list((finished.store / "tracking" / "wandb").glob("offline-run-*"))
+    folders = list((finished.store / "tracking" / "tiny" / "wandb").glob("offline-run-*"))
     assert len(folders) == 2
     assert all(list(folder.glob("*.wandb")) for folder in folders)
     assert not list(finished.folder.glob("wandb*"))

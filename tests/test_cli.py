@@ -672,6 +672,18 @@ def test_plan_without_the_model(ask: Any, tmp_path: Path, monkeypatch: Any) -> N
         assert "model: to be fetched, for lora.r=2 and lora.r=4" in said
 
 
+def test_plan_counts_documents_with_line_separators_in_them(tmp_path: Path) -> None:
+    """U+2028 ends no line of JSON, though str.splitlines says so."""
+    texts = ["one\u2028two", "three\x85four", "five"]
+    rows = [json.dumps({"text": text}, ensure_ascii=False) for text in texts]
+    (tmp_path / "test.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    (tmp_path / "mine.yaml").write_text(
+        "task: mine\ntest_split: test\ndataset_kwargs: {data_files: {test: test.jsonl}}\n"
+    )
+    lengths, _ = estimate._own_documents(tmp_path / "mine.yaml")
+    assert lengths == [7, 10, 4]
+
+
 def test_plan_reports_a_bad_cell(ask: Any) -> None:
     code, _, error = ask("plan", "lora.r=4,0")
     assert code == 1

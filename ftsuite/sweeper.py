@@ -20,6 +20,7 @@ from hydra._internal.utils import create_automatic_config_search_path
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
+from hydra.core.utils import JobStatus
 from hydra.types import HydraContext, RunMode
 
 from ftsuite import devices, study
@@ -126,8 +127,10 @@ def run(sweep: Sweep, task: TaskFunction) -> None:
         hydra_context=sweep.context, task_function=task, config=sweep.shared
     )
     for result in launcher.launch(sweep.overrides, initial_job_idx=0):
-        # Cells keep their failures as records; an exception here is a bug, and is raised.
-        _ = result.return_value
+        # Cells keep their failures as records; an exception here is a bug, or a disk that takes no
+        # record. `result.return_value` would print a line of its own before it raises.
+        if result.status is not JobStatus.COMPLETED:
+            raise result._return_value
     finish(sweep.configs[0], sweep.manifest, root)
 
 

@@ -134,6 +134,10 @@ def test_wandb_summary_holds_scores_deltas_and_costs(runs: dict[str, dict[str, A
     assert summary[f"delta/{HEADLINE}/low"] == pytest.approx(comparison.low)
     assert summary[f"delta/{HEADLINE}/high"] == pytest.approx(comparison.high)
     assert summary[f"delta/{HEADLINE}/p"] == pytest.approx(comparison.p_value)
+    assert summary["headline/metric"] == HEADLINE
+    for name in ("base", "tuned"):
+        assert summary[f"headline/{name}"] == pytest.approx(getattr(comparison, name))
+    assert summary["headline/delta"] == pytest.approx(comparison.difference)
     assert summary["probe/pirate/base/with_system"] == 1
     assert summary["probe/pirate/tuned/with_system"] == pytest.approx(2 / 3)
     assert summary["cost/train_seconds"] == pytest.approx(95.3)

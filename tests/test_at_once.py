@@ -87,7 +87,8 @@ def test_a_record_says_running_only_once_something_has_to_be_computed(command: C
         command.kill(process)
     finally:
         command.end()
-    assert command.runs()["lora.r=2"].status == "interrupted"
+    (run,) = command.runs().values()
+    assert run.status == "interrupted"
 
 
 SLOW_CELL = """

@@ -35,10 +35,13 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     from ftsuite import compose
     from ftsuite.__main__ import run_cell as importable
+    from ftsuite.secrets import redacted_output, refuse_arguments
 
     wants_traceback = os.environ.get("FTSUITE_TRACEBACK") == "1"
     try:
-        overrides = _answered_by_hydra(arguments)
+        refuse_arguments(arguments)
+        with redacted_output():
+            overrides = _answered_by_hydra(arguments)
         if overrides is not None:
             from ftsuite import sweeper
 

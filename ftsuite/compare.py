@@ -33,6 +33,7 @@ CONDITIONS = {
     "harness": "lm-eval version",
     "engine": "engine",
     "device": "device",
+    "device_name": "device's name",
     "seeds": "seeds",
 }
 """Field of `Conditions` → its name in words."""

@@ -11,9 +11,10 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ftsuite.config import RunConfig
+from ftsuite.config import RunConfig, to_plain
 from ftsuite.errors import ConfigError, FtsuiteError
 from ftsuite.resources import conf_dir
+from ftsuite.secrets import refuse_settings
 from ftsuite.study import UNNAMED
 from ftsuite.validate import validate
 
@@ -43,6 +44,7 @@ def from_hydra(config: DictConfig, sweep: str | None) -> RunConfig:
     assert isinstance(typed, RunConfig)
     if typed.study is None:
         typed.study = _sweep_name(sweep)
+    refuse_settings(to_plain(typed))
     validate(typed)
     return typed
 

@@ -31,6 +31,12 @@ class Compute:
     """cuda, mps or cpu."""
     dtype: str
     """float32, bfloat16 or float16."""
+    device_name: str = ""
+    """The GPU's name: two kinds of GPU take other kernels and round differently.
+
+    Empty for CPUs: there the default is float32, whose last bits alone differ between models, and
+    the nodes of one cluster have many models. Their names would split a store that can be shared.
+    """
 
 
 def resolve(backend: BackendConfig, model: ModelConfig) -> Compute:
@@ -53,7 +59,8 @@ def resolve(backend: BackendConfig, model: ModelConfig) -> Compute:
     dtype = model.dtype.value
     if model.dtype is Dtype.auto:
         dtype = "bfloat16" if device == "cuda" else "float32"
-    return Compute(device=device, dtype=dtype)
+    name = _cuda_name() if device == "cuda" else ""
+    return Compute(device=device, dtype=dtype, device_name=name)
 
 
 @functools.cache
@@ -94,11 +101,24 @@ def _cpu_name() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
+@functools.cache
 def _cuda_name() -> str:
+    """Name of the first GPU that the driver shows, which is the one that runs take.
+
+    Raises:
+        BackendUnavailable: the driver does not tell.
+    """
     driver = ctypes.CDLL("libcuda.so.1")
     name = ctypes.create_string_buffer(128)
     handle = ctypes.c_int(0)
-    driver.cuInit(0)
-    driver.cuDeviceGet(ctypes.byref(handle), 0)
-    driver.cuDeviceGetName(name, len(name), handle)
+    failed = (
+        driver.cuInit(0)
+        or driver.cuDeviceGet(ctypes.byref(handle), 0)
+        or driver.cuDeviceGetName(name, len(name), handle)
+    )
+    if failed or not name.value:
+        raise BackendUnavailable(
+            f"backend.device = 'cuda': the driver does not tell the GPU's name (error {failed}); "
+            "check the driver, or set backend.device=cpu"
+        )
     return name.value.decode()

@@ -7,6 +7,7 @@ FtsuiteError
 ├── StoreError          a stored result that is corrupted or contradicts its key
 ├── StageError          a stage that ran and could not finish (NaN loss, full disk, fidelity)
 ├── ComparisonError     a delta between results that are not comparable
+├── ScoreError          a score that its metric cannot give
 ├── BackendUnavailable  a device or service that this machine does not have
 └── CellsFailed         some cells of a sweep failed; the others went on
 ```
@@ -15,6 +16,10 @@ FtsuiteError
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 SECRET_VARIABLES = (
     "HF_TOKEN",
@@ -25,6 +30,8 @@ SECRET_VARIABLES = (
     "AWS_SESSION_TOKEN",
 )
 """Environment variables whose values never reach a file, a log line or a report."""
+SHORTEST_SECRET = 8
+"""Characters of a secret variable's value from which on it is looked for."""
 
 
 class FtsuiteError(Exception):
@@ -63,18 +70,43 @@ class BackendUnavailable(FtsuiteError):
     """A device or service that the configuration asks for and this machine lacks."""
 
 
+class ScoreError(FtsuiteError, ValueError):
+    """A score that its metric cannot give; a ValueError, so that pydantic says where it stands."""
+
+
 class CellsFailed(FtsuiteError):
     """Some cells of a sweep failed; the others were finished and reported."""
 
 
+def secret_in(text: str) -> str | None:
+    """Name of the first secret variable whose value stands in `text`; None without one."""
+    return next((name for name, secret in _secrets() if secret in text), None)
+
+
 def redact(text: str) -> str:
     """Replace the values of `SECRET_VARIABLES` in `text` by the variable's name."""
-    for name in SECRET_VARIABLES:
-        secret = os.environ.get(name, "")
-        # A value of a few characters would blank out ordinary words.
-        if len(secret) >= 8:
-            text = text.replace(secret, f"<{name}>")
+    for name, secret in _secrets():
+        text = text.replace(secret, f"<{name}>")
     return text
+
+
+def redacted(plain: Any) -> Any:
+    """Return JSON values with every text in them redacted, keys too."""
+    if isinstance(plain, str):
+        return redact(plain)
+    if isinstance(plain, dict):
+        return {redact(str(name)): redacted(value) for name, value in plain.items()}
+    if isinstance(plain, list | tuple):
+        return [redacted(value) for value in plain]
+    return plain
+
+
+def _secrets() -> Iterator[tuple[str, str]]:
+    for name in SECRET_VARIABLES:
+        secret = os.environ.get(name, "").strip()
+        # A value of a few characters would blank out ordinary words.
+        if len(secret) >= SHORTEST_SECRET:
+            yield name, secret
 
 
 def one_line(error: BaseException) -> str:

@@ -69,6 +69,7 @@ def evaluate(
         harness=metadata.version("lm_eval"),
         engine=engine(),
         device=compute.device,
+        device_name=compute.device_name,
         dtype=compute.dtype,
         batch_size=config.evals.batch_size,
         template_sha256=template,

@@ -19,7 +19,12 @@ def build_harness(model: Any, tokenizer: Any, batch_size: int, cell: str, what: 
         cell: the cell's place in the sweep, for the display.
         what: 'eval base' or 'eval tuned', for the display.
     """
+    from lm_eval import evaluator
     from lm_eval.models.huggingface import HFLM
+
+    # It runs git, which prints an error where there is no repository. provenance.py asks git too,
+    # and what lm-eval found is used nowhere.
+    evaluator.get_git_commit_hash = lambda: None
 
     class Harness(HFLM):  # type: ignore[misc]
         """lm-eval's HF backend with our prompts, a progress display and a token count."""

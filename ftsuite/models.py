@@ -244,11 +244,19 @@ def load_model(
             trust_remote_code=config.trust_remote_code,
             attn_implementation=attention(config),
             output_loading_info=True,
+            # transformers' own error only points at a report that it logs.
+            ignore_mismatched_sizes=True,
         )
     except ImportError as error:
         raise attention_missing(config, error) from error
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise DataError(f"{folder}: the model does not load: {error}") from error
+    if wrong := sorted(found["mismatched_keys"]):
+        name, stored, wanted = wrong[0]
+        raise DataError(
+            f"{folder}: {name} has the shape {list(stored)} in the weights, and {list(wanted)} by "
+            f"config.json ({len(wrong)} differ); put the weights' own config.json there"
+        )
     if missing := sorted(found["missing_keys"]):
         # transformers only warns, and draws such weights at random.
         raise DataError(

@@ -6,13 +6,38 @@ Units: seconds, bytes, tokens; log-likelihoods in nats.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-SCHEMA_VERSION = 1
-"""Version of the run record; raised when a field changes its meaning."""
+from ftsuite.errors import ScoreError
+
+SCHEMA_VERSION = 2
+"""Version of run records and manifests; raised when a field changes its meaning.
+
+2: a checksum; `Conditions.device_name`.
+"""
+
+RANGES = {
+    "acc": (0.0, 1.0),
+    "acc_norm": (0.0, 1.0),
+    "acc_mutual_info": (0.0, 1.0),
+    "exact_match": (0.0, 1.0),
+    "bits_per_byte": (0.0, math.inf),
+}
+"""What lm-eval's metric of a name can give for a document, and so for the mean of documents."""
 
 Status = Literal["complete", "failed", "running", "interrupted"]
+
+
+def _require_range(name: str, *values: float | None) -> None:
+    """Refuse values outside what the metric of `name` (`task/metric@filter`) can give."""
+    metric = name.rpartition("/")[2].partition("@")[0]
+    low, high = RANGES.get(metric, (-math.inf, math.inf))
+    for value in values:
+        # Written so that NaN is refused as well.
+        if value is not None and metric in RANGES and not low <= value <= high:
+            raise ScoreError(f"{name}: a value of {value:g} lies outside {low:g} to {high:g}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,6 +157,8 @@ class Conditions:
     engine: str
     """Library versions that compute the log-likelihoods."""
     device: str
+    device_name: str
+    """The GPU's name; empty for a CPU (see devices.Compute)."""
     dtype: str
     batch_size: int
     template_sha256: str
@@ -167,6 +194,10 @@ class MetricScores:
     """Score of a uniformly random choice, where the task has one."""
     available: int
     """Documents the task has; more than len(values) means a seeded subset."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that the metric cannot give."""
+        _require_range(self.name, *self.values)
 
     @property
     def name(self) -> str:
@@ -253,6 +284,12 @@ class Comparison:
     minimum_detectable: float | None = None
     method: str = ""
     refused: str = ""
+
+    def __post_init__(self) -> None:
+        """Refuse values that the metric cannot give."""
+        _require_range(self.name, self.base, self.tuned)
+        if not 0 <= (self.p_value or 0.0) <= 1:
+            raise ScoreError(f"{self.name}: a p-value of {self.p_value:g} lies outside 0 to 1")
 
     @property
     def name(self) -> str:
@@ -359,6 +396,7 @@ class CellEntry:
 class StudyManifest:
     """`study.json`: the cells of the latest command of a study, in order."""
 
+    schema_version: int = SCHEMA_VERSION
     study: str
     command: str
     """The command that reproduces the study."""

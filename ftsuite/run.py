@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import gc
-import logging
 import os
 import sys
 import traceback
-import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ftsuite import devices, jsonfile, models, progress, train
 from ftsuite.compare import apply_gates, compare_scores
@@ -22,12 +21,16 @@ from ftsuite.stages import chain
 from ftsuite.store import Entry, StageSpec, lookup, run_stage
 from ftsuite.study import Cell, claimed, record_path
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 
 def run(cell: Cell) -> RunRecord:
     """Run one cell and leave its record; a failure becomes a record too.
 
-    Only what the user or the kernel interrupts is left with the status 'running', which readers
-    see as 'interrupted'.
+    A complete record stays in its place until a stage has to be computed: to run a finished cell
+    again changes nothing, whenever it is killed. Only what the user or the kernel interrupts is
+    left with the status 'running', which readers see as 'interrupted'.
     """
     root = Path(cell.config.store.root)
     path = record_path(root, cell.study, cell.entry.run_id)
@@ -43,10 +46,12 @@ def run(cell: Cell) -> RunRecord:
             config=_public(to_plain(cell.config)),
             provenance=provenance(compute, started_at=now(), command=cell.command),
         )
-        jsonfile.write(path, record)
+        begin = functools.partial(jsonfile.write, path, record)
+        if previous is None or previous.status != "complete":
+            begin()
         trail: list[StageRecord] = []
         try:
-            record = _recipe(cell, root, compute, record, trail)
+            record = _recipe(cell, root, compute, record, trail, begin)
         except Exception as error:
             record = _failed(record, error, trail, path)
             progress.note(cell.place, f"failed: {record.failure.message if record.failure else ''}")
@@ -74,14 +79,21 @@ def _same_results(previous: RunRecord, record: RunRecord) -> bool:
 
 
 def _recipe(
-    cell: Cell, root: Path, compute: devices.Compute, record: RunRecord, trail: list[StageRecord]
+    cell: Cell,
+    root: Path,
+    compute: devices.Compute,
+    record: RunRecord,
+    trail: list[StageRecord],
+    begin: Callable[[], None],
 ) -> RunRecord:
     config = cell.config
 
     def do(name: str, spec: StageSpec[Any]) -> Entry[Any]:
-        return _do(name, spec, root, cell.place, trail)
+        return _do(name, spec, root, cell.place, trail, begin)
 
-    _quiet_libraries(config.backend.threads)
+    if config.backend.threads is not None:
+        os.environ["OMP_NUM_THREADS"] = str(config.backend.threads)
+    progress.quiet_libraries()
     base = models.resolve(config.model, root, on_event=lambda text: progress.note(cell.place, text))
     stages = chain(config, compute, base, root, cell.place)
     if lookup(root, stages.train) is None:
@@ -123,15 +135,20 @@ def _recipe(
 
 
 def _do(
-    name: str, spec: StageSpec[Any], root: Path, place: str, trail: list[StageRecord]
+    name: str,
+    spec: StageSpec[Any],
+    root: Path,
+    place: str,
+    trail: list[StageRecord],
+    begin: Callable[[], None],
 ) -> Entry[Any]:
-    """Run one stage, or find it done, and add it to the trail."""
+    """Run one stage, or find it done, and add it to the trail; `begin` is called if it is not."""
 
     def waiting(stage: str) -> None:
         progress.note(place, f"{stage}: another process is computing it; waiting")
 
     try:
-        entry = run_stage(root, spec, on_wait=waiting)
+        entry = run_stage(root, spec, on_miss=begin, on_wait=waiting)
     except Exception as error:
         error.add_note(name)
         raise
@@ -179,24 +196,3 @@ def _release_memory() -> None:
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         torch.cuda.empty_cache()
-
-
-def _quiet_libraries(threads: int | None) -> None:
-    """Keep the libraries' own bars and warnings out of the display, and set CPU threads.
-
-    Environment variables, because the libraries read them when they are imported.
-    """
-    for name, value in {
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-        "TQDM_DISABLE": "1",
-        "TRANSFORMERS_VERBOSITY": "error",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    }.items():
-        os.environ.setdefault(name, value)
-    if threads is not None:
-        os.environ["OMP_NUM_THREADS"] = str(threads)
-    for library in ("lm_eval", "transformers", "datasets", "trl", "peft", "accelerate"):
-        logging.getLogger(library).setLevel(logging.ERROR)
-    for category in (FutureWarning, DeprecationWarning, UserWarning):
-        warnings.filterwarnings("ignore", category=category)

@@ -6,6 +6,7 @@ reads from it what a sweep will cost.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -72,7 +73,7 @@ def chain(config: RunConfig, compute: Compute, base: Base, root: Path, cell: str
         origin["converter"] = str(models.CONVERT_VERSION)
     model = {"base": origin, **identity(config.model, without=ORIGIN)}
     model["template"] = identity(config.template, without=("name",))
-    place = {"device": compute.device, "dtype": compute.dtype}
+    place = dataclasses.asdict(compute)
 
     data = _data(config, base, model, cell)
     trained = StageSpec(
@@ -179,7 +180,7 @@ def _scores(
             "evals": identity(config.evals, without=("tasks", "rank_by", "headline", "watch")),
             "tasks": tasks.identity(config.evals),
             "engine": evaluate.engine(),
-            "compute": {"device": compute.device, "dtype": compute.dtype},
+            "compute": dataclasses.asdict(compute),
         },
         record=Scores,
         compute=lambda _: evaluate.evaluate(
@@ -212,7 +213,7 @@ def _probes(
             "probes": identity(config.probes, without=("files",)),
             "files": probe.identity(config.probes),
             "engine": evaluate.engine(),
-            "compute": {"device": compute.device, "dtype": compute.dtype},
+            "compute": dataclasses.asdict(compute),
         },
         record=ProbeReport,
         compute=lambda _: probe.probe(

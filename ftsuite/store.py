@@ -4,14 +4,15 @@ Layout, below the store's root:
 
 ```
 <stage>/<key>/inputs.json     what the key was made from
-<stage>/<key>/result.json     the record, its checksum, the files with size and sha256, seconds
+<stage>/<key>/result.json     the record, the files with size and sha256, seconds, memory, checksum
 <stage>/<key>/…               files
 <stage>/<key>.partial/        work in progress, never read as a result
 <stage>/<key>.lock            held while somebody computes; released by the kernel at death
 ```
 
 Only the final rename makes a result visible. The key is sha256 over the canonical JSON of the
-stage's name, its VERSION and its inputs; upstream results enter by their keys, never by a path.
+stage's name, its VERSION and its inputs, and the layout's own version; upstream results enter by
+their keys, never by a path.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,7 +31,9 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from filelock import FileLock, Timeout
 
 from ftsuite import jsonfile
-from ftsuite.errors import FtsuiteError, StageError, StoreError
+from ftsuite.errors import FtsuiteError, StageError, StoreError, redacted, secret_in
+from ftsuite.jsonfile import canonical as canonical
+from ftsuite.jsonfile import digest as digest
 from ftsuite.measure import measure
 
 if TYPE_CHECKING:
@@ -38,8 +42,15 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+LAYOUT = 2
+"""Version of what an entry's files hold; entries of another layout are not found.
+
+2: the checksum covers the whole of result.json.
+"""
 FULL_DISK_BYTES = 100_000
 """Free space below which a failed stage is blamed on the disk."""
+SMALLEST_FILE_BYTES = 4096
+"""What a disk must take for a run to begin: a block of an ordinary file system."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +72,8 @@ class StageSpec(Generic[T]):
     @property
     def key(self) -> str:
         """64 hex digits that identify the result."""
-        return digest({"stage": self.name, "version": self.version, "inputs": self.inputs})
+        made = {"stage": self.name, "version": self.version, "inputs": self.inputs}
+        return digest({"layout": LAYOUT, **made})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,16 +88,6 @@ class Entry(Generic[T]):
     reused: bool
     peak_memory_bytes: int
     peak_device_bytes: int
-
-
-def canonical(plain: Any) -> str:
-    """JSON text that is equal for equal values: sorted keys, no spaces, no NaN."""
-    return json.dumps(plain, sort_keys=True, separators=(",", ":"), allow_nan=False)
-
-
-def digest(plain: Any) -> str:
-    """Sha256 of the canonical JSON of `plain`, as 64 hex digits."""
-    return hashlib.sha256(canonical(plain).encode()).hexdigest()
 
 
 def file_digest(path: Path) -> str:
@@ -127,22 +129,29 @@ def lookup(root: Path, spec: StageSpec[T]) -> Entry[T] | None:
 
 
 def run_stage(
-    root: Path, spec: StageSpec[T], *, on_wait: Callable[[str], None] = lambda _: None
+    root: Path,
+    spec: StageSpec[T],
+    *,
+    on_miss: Callable[[], None] = lambda: None,
+    on_wait: Callable[[str], None] = lambda _: None,
 ) -> Entry[T]:
     """Return the result of `spec`, from the store or by computing it once.
 
     Args:
         root: the store.
         spec: what to compute.
+        on_miss: called when the result is not in the store, before anything else is done.
         on_wait: called with the stage's name when another process computes the same result.
 
     Raises:
-        StoreError: a stored entry is corrupted or contradicts its inputs.
+        StoreError: a stored entry is corrupted or contradicts its inputs, or the inputs hold a
+            secret.
         StageError: the disk is full.
     """
     found = lookup(root, spec)
     if found is not None:
         return found
+    on_miss()
     with _locked(root, spec, on_wait):
         # Another process may have finished while this one waited.
         found = lookup(root, spec)
@@ -167,6 +176,33 @@ def verify(entry: Entry[Any]) -> None:
             raise _corrupted(entry.folder, f"{name} does not have the sha256 it was stored with")
 
 
+def require_writable(folder: Path, setting: str) -> None:
+    """Make `folder` and check that files can be written there.
+
+    Args:
+        folder: of the store or of the reports.
+        setting: which one names it.
+
+    Raises:
+        StoreError: it cannot be made, or nothing can be written there.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # Permissions do not tell: root may write anywhere but on a read-only file system.
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(SMALLEST_FILE_BYTES))
+    except OSError as error:
+        raise _unwritable(folder, setting, error) from error
+
+
+def _unwritable(folder: Path, setting: str, error: OSError) -> StoreError:
+    also = " or FTSUITE_STORE" if setting == "store.root" else ""
+    return StoreError(
+        f"{setting}: {folder} cannot be written ({error.strerror or error}); mend that, or name "
+        f"another folder with {setting}{also}"
+    )
+
+
 @contextmanager
 def holding(path: Path) -> Iterator[bool]:
     """Hold the lock file `path` if it is free; the value says whether it was."""
@@ -184,6 +220,12 @@ def holding(path: Path) -> Iterator[bool]:
 
 
 def _compute(root: Path, spec: StageSpec[T]) -> None:
+    # Redacting them would make them differ from the key's.
+    if secret := secret_in(canonical(spec.inputs)):
+        raise StoreError(
+            f"{spec.name}: its inputs hold the value of {secret}, which would be stored; take it "
+            "out of the settings, the task and the probe files"
+        )
     folder = folder_of(root, spec.name, spec.key)
     partial = folder.with_name(folder.name + ".partial")
     if partial.exists() and not spec.resumable:
@@ -200,21 +242,19 @@ def _compute(root: Path, spec: StageSpec[T]) -> None:
         if not spec.resumable:
             shutil.rmtree(partial, ignore_errors=True)
         raise
-    plain = jsonfile.to_json(record)
     files = {
         str(path.relative_to(partial)): {"bytes": path.stat().st_size, "sha256": file_digest(path)}
         for path in sorted(partial.rglob("*"))
         if path.is_file() and path != partial / "inputs.json"
     }
     result = {
-        "record": plain,
-        "record_sha256": digest(plain),
+        "record": redacted(jsonfile.to_json(record)),
         "files": files,
         "seconds": round(time.monotonic() - started, 3),
         "peak_memory_bytes": usage.memory_bytes,
         "peak_device_bytes": usage.device_bytes,
     }
-    _write_durably(partial / "result.json", result)
+    _write_durably(partial / "result.json", {**result, jsonfile.CHECKSUM: digest(result)})
     os.rename(partial, folder)
     _sync_folder(folder.parent)
 
@@ -237,11 +277,8 @@ def _sync_folder(folder: Path) -> None:
 def _read_result(folder: Path) -> dict[str, Any]:
     try:
         result: dict[str, Any] = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-        intact = digest(result["record"]) == result["record_sha256"]
-        # Named here, so that a key which is gone is found here.
-        _ = [(facts["bytes"], facts["sha256"]) for facts in result["files"].values()]
-        _ = result["seconds"], result["peak_memory_bytes"], result["peak_device_bytes"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        intact = result.pop(jsonfile.CHECKSUM) == digest(result)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise _corrupted(folder, f"result.json cannot be read: {error}") from error
     if not intact:
         raise _corrupted(folder, "result.json does not have the checksum it was stored with")
@@ -251,8 +288,10 @@ def _read_result(folder: Path) -> dict[str, Any]:
 def _check_inputs(folder: Path, spec: StageSpec[Any]) -> None:
     try:
         stored = json.loads((folder / "inputs.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise _corrupted(folder, f"inputs.json cannot be read: {error}") from error
+    if not isinstance(stored, dict):
+        raise _corrupted(folder, "inputs.json holds no object")
     if canonical(stored) != canonical(spec.inputs):
         names = sorted(
             name
@@ -269,14 +308,15 @@ def _corrupted(folder: Path, what: str) -> StoreError:
 @contextmanager
 def _locked(root: Path, spec: StageSpec[Any], on_wait: Callable[[str], None]) -> Iterator[None]:
     folder = folder_of(root, spec.name, spec.key)
-    with _disk_full_is_an_error(root):
-        folder.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder.with_name(folder.name + ".lock"))
     try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except Timeout:
         on_wait(spec.name)
         lock.acquire()
+    except OSError as error:
+        raise _unwritable(folder.parent, "store.root", error) from error
     try:
         yield
     finally:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import sys
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -10,15 +13,17 @@ from filelock import FileLock, Timeout
 
 from ftsuite import jsonfile
 from ftsuite.config import RunConfig, identity
-from ftsuite.errors import StoreError
+from ftsuite.errors import StoreError, one_line
+from ftsuite.jsonfile import digest
 from ftsuite.records import CellEntry, RunRecord, StudyManifest
-from ftsuite.store import digest
 
 UNNAMED = "single"
 """Study of runs that are no sweep and have no name."""
+READER_SECONDS = 0.2
+"""How long a claim waits before it says that it does: a reader's look at a lock is shorter."""
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 
@@ -60,11 +65,15 @@ def read_manifest(root: Path, study: str) -> StudyManifest:
     Raises:
         StoreError: there is no such study, or the file is not a manifest.
     """
-    path = folder(root, study) / "study.json"
-    if not path.exists():
+    require_study(root, study)
+    return jsonfile.read(StudyManifest, folder(root, study) / "study.json")
+
+
+def require_study(root: Path, study: str) -> None:
+    """Raise StoreError, with the names of the known, where there is no such study."""
+    if not (folder(root, study) / "study.json").exists():
         known = ", ".join(sorted(p.parent.name for p in root.glob("studies/*/study.json")))
         raise StoreError(f"{study}: no such study in {root}; known are: {known or 'none'}")
-    return jsonfile.read(StudyManifest, path)
 
 
 def cell_of(config: RunConfig, root: Path) -> Cell:
@@ -91,13 +100,30 @@ def cell_of(config: RunConfig, root: Path) -> Cell:
 @contextmanager
 def claimed(path: Path) -> Iterator[None]:
     """Hold the run's lock: while it is held, a record 'running' means what it says."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path.with_suffix(".lock"))
+    with _alone(path.with_suffix(".lock"), f"{path.stem}: another process is running this cell"):
+        yield
+
+
+@contextmanager
+def finishing(root: Path, study: str) -> Iterator[None]:
+    """Hold the study's lock: only one process at a time writes its report and tracks its runs."""
+    lock = folder(root, study) / "finish.lock"
+    with _alone(lock, f"{study}: another process is writing the report"):
+        yield
+
+
+@contextmanager
+def _alone(path: Path, who: str) -> Iterator[None]:
+    lock = FileLock(path)
     try:
-        lock.acquire(timeout=0)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # A reader holds it for an instant, which is not worth a word.
+        lock.acquire(timeout=READER_SECONDS, poll_interval=0.02)
     except Timeout:
-        print(f"{path.stem}: another process is running this cell; waiting", flush=True)
+        print(f"{who}; waiting", flush=True)
         lock.acquire()
+    except OSError as error:
+        raise StoreError(f"{path}: cannot be locked ({error.strerror}); mend that") from error
     try:
         yield
     finally:
@@ -107,26 +133,77 @@ def claimed(path: Path) -> Iterator[None]:
 def read_run(path: Path) -> RunRecord:
     """Read a run's record; one that says 'running' while nobody holds its lock is 'interrupted'."""
     record = jsonfile.read(RunRecord, path)
-    if record.status != "running":
+    if record.status != "running" or _is_held(path.with_suffix(".lock")):
         return record
+    # It may have ended between the reading and the look at the lock.
+    record = jsonfile.read(RunRecord, path)
+    return replace(record, status="interrupted") if record.status == "running" else record
+
+
+def settled_run(path: Path) -> RunRecord:
+    """Read a run's record once nobody runs it any more, so that it never says 'running'."""
+    if jsonfile.read(RunRecord, path).status == "running":
+        with claimed(path):
+            pass
+    return read_run(path)
+
+
+def _is_held(lock: Path) -> bool:
+    """Whether a process holds `lock`; writes nothing, so that a store can be read-only."""
     try:
-        with FileLock(path.with_suffix(".lock"), timeout=0):
-            # It may have ended between the reading and the lock.
-            record = jsonfile.read(RunRecord, path)
-            running = record.status == "running"
-            return replace(record, status="interrupted") if running else record
-    except Timeout:
-        return record
+        handle = os.open(lock, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        # Shared: readers are in nobody's way but a claim's, and there for an instant.
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(handle)
+    return False
 
 
-def all_runs(root: Path) -> list[tuple[Path, RunRecord]]:
-    """Every run in the store with its record's path, by study and then in the study's order."""
+def all_runs(
+    root: Path, *, on_broken: Callable[[StoreError], None] | None = None
+) -> list[tuple[Path, RunRecord]]:
+    """Every run in the store with its record's path, by study and then in the study's order.
+
+    Args:
+        root: the store.
+        on_broken: told of every file that is no record, which is left out; by default a line on
+            stderr tells.
+    """
+    tell = on_broken or tell_broken
     found: list[tuple[Path, RunRecord]] = []
     for manifest_path in sorted(root.glob("studies/*/study.json")):
-        manifest = jsonfile.read(StudyManifest, manifest_path)
-        order = {cell.run_id: place for place, cell in enumerate(manifest.cells)}
+        order: dict[str, int] = {}
+        try:
+            manifest = jsonfile.read(StudyManifest, manifest_path)
+            order = {cell.run_id: place for place, cell in enumerate(manifest.cells)}
+        except StoreError as error:
+            tell(error)
         paths = [p for p in manifest_path.parent.glob("*.json") if p.name != "study.json"]
         # Runs of earlier commands follow those of the latest.
         paths.sort(key=lambda p: (order.get(p.stem, len(order)), p.stem))
-        found += [(path, read_run(path)) for path in paths]
+        for path in paths:
+            try:
+                found.append((path, _own_run(path)))
+            except StoreError as error:
+                tell(error)
     return found
+
+
+def _own_run(path: Path) -> RunRecord:
+    record = read_run(path)
+    if (record.study, record.run_id) != (path.parent.name, path.stem):
+        raise StoreError(
+            f"{path}: is the record of {record.study}/{record.run_id}; a copy has no place here, "
+            "`ftsuite report FOLDER` reads one anywhere"
+        )
+    return record
+
+
+def tell_broken(error: StoreError) -> None:
+    """Say on stderr that a file of the store is left out, and why."""
+    print(f"ftsuite: left out: {one_line(error)}", file=sys.stderr)

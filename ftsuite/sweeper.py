@@ -20,6 +20,7 @@ from hydra._internal.utils import create_automatic_config_search_path
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
+from hydra.core.utils import JobStatus
 from hydra.types import HydraContext, RunMode
 
 from ftsuite import devices, environment, study
@@ -31,7 +32,7 @@ from ftsuite.compose import (
     readable,
     register,
 )
-from ftsuite.errors import ConfigError
+from ftsuite.errors import ConfigError, StoreError, one_line
 from ftsuite.records import CellEntry, StudyManifest
 from ftsuite.resources import conf_dir
 
@@ -118,31 +119,42 @@ def run(sweep: Sweep, task: TaskFunction) -> None:
     environment.check()
     for config in sweep.configs:
         devices.resolve(config.backend, config.model)
+    # `plan` and `preview` need neither reports nor trackers.
+    from ftsuite.finish import finish, require_a_way_to_finish
+
+    require_a_way_to_finish(sweep.configs[0])
     _tell_left_out(root, sweep.manifest)
     study.write_manifest(root, sweep.manifest)
     launcher = Plugins.instance().instantiate_launcher(
         hydra_context=sweep.context, task_function=task, config=sweep.shared
     )
     for result in launcher.launch(sweep.overrides, initial_job_idx=0):
-        # Cells keep their failures as records; an exception here is a bug, and is raised.
-        _ = result.return_value
-    # Matplotlib and the trackers are not needed before the cells are done.
-    from ftsuite.finish import finish
-
+        # Cells keep their failures as records; an exception here is a bug, or a disk that takes no
+        # record. `result.return_value` would print a line of its own before it raises.
+        if result.status is not JobStatus.COMPLETED:
+            raise result._return_value
     finish(sweep.configs[0], sweep.manifest, root)
 
 
 def _tell_left_out(root: Path, manifest: StudyManifest) -> None:
     """Say which cells of the study's last command this one leaves out of the report."""
-    if not (study.folder(root, manifest.study) / "study.json").exists():
+    path = study.folder(root, manifest.study) / "study.json"
+    if manifest.study == study.UNNAMED or not path.exists():
         return
     kept = {cell.run_id for cell in manifest.cells}
-    earlier = study.read_manifest(root, manifest.study).cells
-    left = [cell.label for cell in earlier if cell.run_id not in kept]
-    if left and manifest.study != study.UNNAMED:
+    try:
+        earlier = study.read_manifest(root, manifest.study).cells
+    except StoreError as error:
+        # The file is about to be replaced; nothing else is lost.
+        print(f"{manifest.study}: study.json is replaced: {one_line(error)}")
+        return
+    left = [cell for cell in earlier if cell.run_id not in kept]
+    if left:
+        # The labels of a cell then and now may be equal: another setting or default has changed.
+        names = ", ".join(f"{cell.label} ({cell.run_id})" for cell in left)
         print(
-            f"{manifest.study}: the report will show this command's cells alone, without "
-            f"{', '.join(left)}; study=NAME keeps them apart"
+            f"{manifest.study}: an earlier command's runs stay in the store, but the report will "
+            f"not show them: {names}; give this command study=NAME to keep both reports"
         )
 
 
@@ -154,7 +166,8 @@ def _manifest(
         raise ConfigError("study", sorted(names), "one sweep is one study; do not sweep it")
     entries: list[CellEntry] = []
     for overrides, config in zip(batch, configs, strict=True):
-        label, run_id = _label(overrides, swept), study.run_id(config)
+        run_id = study.run_id(config)
+        label = _label(overrides, swept, config, run_id)
         if twin := next((e for e in entries if e.run_id == run_id), None):
             raise ConfigError("sweep", label, f"the same cell as {twin.label}; name it once")
         entries.append(CellEntry(run_id=run_id, label=label, overrides=tuple(overrides)))
@@ -162,12 +175,16 @@ def _manifest(
     return StudyManifest(study=names.pop(), command=command, cells=tuple(entries))
 
 
-def _label(overrides: Sequence[str], swept: set[str]) -> str:
+def _label(overrides: Sequence[str], swept: set[str], config: RunConfig, run_id: str) -> str:
     """What sets a cell apart: its swept settings, or else what the user set by hand."""
     mine = [o for o in overrides if o.partition("=")[0].lstrip("+") in swept]
-    if not mine:
-        hidden = ("sweep", "study", "hydra", "tracking", "store")
-        mine = [o for o in overrides if not o.lstrip("+").startswith(hidden)]
-    label = ", ".join(o.lstrip("+") for o in mine) or "default"
+    if mine:
+        return ", ".join(o.lstrip("+") for o in mine)
+    hidden = ("sweep", "study", "hydra", "tracking", "store")
+    mine = [o.lstrip("+") for o in overrides if not o.lstrip("+").startswith(hidden)]
+    label = ", ".join(mine)
     # A table's first column must stay narrow; the record lists every override.
-    return label if swept or len(label) <= LABEL_CHARACTERS else "custom"
+    if 0 < len(label) <= LABEL_CHARACTERS:
+        return label
+    # Single runs share a study, so the run's id tells two of one model and data set apart.
+    return f"{config.model.name} on {config.data.name} {run_id[:6]}"

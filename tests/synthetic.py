@@ -46,6 +46,7 @@ CONDITIONS = Conditions(
     harness="0.4.13",
     engine="torch 2.13.0, transformers 5.20.1",
     device="cpu",
+    device_name="",
     dtype="float32",
     batch_size=8,
     template_sha256=hashlib.sha256(b"template").hexdigest(),

@@ -253,11 +253,52 @@ def test_runs_filters(ask: Any) -> None:
     assert "no such runs" in ask("runs", "--status", "interrupted")[1]
 
 
-def test_runs_names_a_corrupted_record(ask: Any, store: Path, runs: list[RunRecord]) -> None:
-    (store / "studies" / "lora_rank" / f"{runs[0].run_id}.json").write_text("{")
-    code, _, error = ask("runs")
+def test_runs_lists_the_others_beside_a_broken_record(
+    ask: Any, store: Path, runs: list[RunRecord]
+) -> None:
+    folder = store / "studies" / "lora_rank"
+    (folder / f"{runs[0].run_id}.json").write_text("{")
+    code, said, error = ask("runs")
     assert code == 1
-    assert "not valid JSON" in error
+    assert said.startswith("3 runs\n") and runs[1].run_id in said
+    assert error.count("\n") == 1
+    assert error.startswith("ftsuite: left out: ") and "not valid JSON" in error
+    # Other commands go on with the others, too.
+    code, _, error = ask("show", "lora.r=4")
+    assert code == 1 and "not valid JSON" in error  # the study's p-values need all cells
+    code, said, error = ask("compare", "lora.r=4", "lora.r=8")
+    assert code == 0 and "not valid JSON" in error
+
+
+def test_runs_survives_what_else_lies_in_a_store(
+    ask: Any, store: Path, runs: list[RunRecord]
+) -> None:
+    folder = store / "studies" / "lora_rank"
+    record = (folder / f"{runs[0].run_id}.json").read_text()
+    (folder / "notes.json").write_text('{"mine": 1}')
+    (folder / "folder.json").mkdir()
+    (folder / "copy.json").write_text(record)
+    (store / "studies" / "a file").write_text("")
+    (store / "studies" / "broken").mkdir()
+    (store / "studies" / "broken" / "study.json").write_text("[]")
+    code, said, error = ask("runs", "--json")
+    assert code == 1
+    assert len(json.loads(said)) == 4
+    told = error.splitlines()
+    assert len(told) == 4 and all(line.startswith("ftsuite: left out: ") for line in told)
+    assert f"copy.json: is the record of lora_rank/{runs[0].run_id}" in error
+    assert ask("show", runs[0].run_id)[0] == 0
+
+
+@pytest.mark.parametrize("place", ["file", "file/below", "store/lora_rank", "none"])
+def test_a_store_that_is_none_is_empty(ask: Any, tmp_path: Path, place: str) -> None:
+    (tmp_path / "file").write_text("")
+    code, said, error = ask("runs", root=tmp_path / place)
+    assert (code, error) == (0, "") and "no such runs" in said
+    code, _, error = ask("show", "x", root=tmp_path / place)
+    assert code == 1 and error.endswith("known are: none\n")
+    code, _, error = ask("report", "x", root=tmp_path / place)
+    assert code == 1 and "known are: none" in error
 
 
 @pytest.fixture
@@ -348,14 +389,36 @@ def test_ambiguous_and_unknown_runs_name_the_candidates(
     add_study(store, dataclasses.replace(runs[1], study="again"))
     code, _, error = ask("show", runs[1].run_id)
     assert code == 1
-    assert "2 runs match" in error
-    assert "again/lora.r=4" in error
-    assert "lora_rank/lora.r=4" in error
+    assert "2 runs match; name one by its study and id" in error
+    assert f"again/{runs[1].run_id} (lora.r=4)" in error
+    assert f"lora_rank/{runs[1].run_id} (lora.r=4)" in error
+    assert ask("show", f"again/{runs[1].run_id}")[0] == 0
     assert ask("show", "again/lora.r=4")[0] == 0
     assert ask("show", f"again/{runs[1].run_id[:6]}")[0] == 0
     code, _, error = ask("show", "zzz")
     assert code == 1
     assert "known are" in error
+
+
+def test_exact_references_win(ask: Any, store: Path, runs: list[RunRecord]) -> None:
+    """A label that is the start of another run's id, and equal labels in one study."""
+    first = dataclasses.replace(runs[0], study="odd", label=runs[1].run_id[:6])
+    twin = dataclasses.replace(runs[1], study="odd", label="same")
+    other = dataclasses.replace(runs[2], study="odd", label="same")
+    manifest = dataclasses.replace(make_study(first, twin, other), study="odd")
+    write_study(store / "studies" / "odd", manifest, [first, twin, other])
+    for reference, wanted in (
+        (f"odd/{first.label}", first),
+        (f"odd/{twin.run_id}", twin),
+        (f"odd/{other.run_id[:8]}", other),
+    ):
+        code, said, _ = ask("show", reference, "--json")
+        assert (code, json.loads(said)["run_id"]) == (0, wanted.run_id)
+    code, _, error = ask("show", "odd/same")
+    assert code == 1
+    assert (
+        f"odd/same: 2 runs match; name one by its study and id: odd/{twin.run_id} (same)" in error
+    )
 
 
 def test_hostile_text_reaches_no_terminal(ask: Any, store: Path) -> None:
@@ -417,6 +480,72 @@ def test_report_of_a_study_and_of_a_folder(ask: Any, store: Path, tmp_path: Path
     code, _, error = ask("report", str(tmp_path))
     assert code == 1
     assert "no study.json" in error
+
+
+LIMITED = """
+import resource, signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+from ftsuite.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def in_namespace(mount: str, command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run a command in a mount namespace of its own, after the shell line `mount`."""
+    inside = ["unshare", "--map-root-user", "--mount", "sh", "-c", f'{mount} && exec "$@"', "sh"]
+    try:
+        subprocess.run([*inside, "true"], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("this machine gives no mount namespaces to users")
+    return subprocess.run(
+        [*inside, *command],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+    )
+
+
+def test_report_on_a_full_disk_is_one_line(store: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    mount = f"mount -t tmpfs -o size=16k tmpfs {out}"
+    command = [sys.executable, "-m", "ftsuite.cli", "report", "lora_rank", "--store", str(store)]
+    done = in_namespace(mount, [*command, "--out", str(out)], tmp_path)
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.count("\n") == 1
+    assert re.match(r"ftsuite: error: .*cannot be written \(No space left on device\)", done.stderr)
+
+
+def test_report_that_may_not_grow_is_one_line(store: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", LIMITED, "report", "lora_rank", "--store", str(store)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 1, done.stderr
+    assert "cannot be written (File too large)" in done.stderr and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("out", ["file", "file/below"])
+def test_report_below_a_file_is_one_line(ask: Any, tmp_path: Path, out: str) -> None:
+    (tmp_path / "file").write_text("")
+    code, _, error = ask("report", "lora_rank", "--out", str(tmp_path / out))
+    assert code == 1
+    assert "cannot be written" in error and error.count("\n") == 1
+
+
+def test_a_store_that_may_only_be_read_is_read(
+    store: Path, runs: list[RunRecord], tmp_path: Path
+) -> None:
+    record = dataclasses.replace(runs[0], status="running", study="cut")
+    folder = add_study(store, record)
+    (folder / f"{record.run_id}.lock").touch()
+    mount = f"mount --bind -o ro {store} {store} && mount -o remount,bind,ro {store}"
+    command = [sys.executable, "-m", "ftsuite.cli", "runs", "--store", str(store), "--json"]
+    done = in_namespace(mount, command, tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "interrupted" in {run["status"] for run in json.loads(done.stdout)}
 
 
 # --- plan, preview and fetch -------------------------------------------------------------------
@@ -541,6 +670,18 @@ def test_plan_without_the_model(ask: Any, tmp_path: Path, monkeypatch: Any) -> N
         assert planned["totals"]["stages"] == 3 + 2 * 4
         _, said, _ = ask("plan", "lora.r=2,4", root=tmp_path / "new")
         assert "model: to be fetched, for lora.r=2 and lora.r=4" in said
+
+
+def test_plan_counts_documents_with_line_separators_in_them(tmp_path: Path) -> None:
+    """U+2028 ends no line of JSON, though str.splitlines says so."""
+    texts = ["one\u2028two", "three\x85four", "five"]
+    rows = [json.dumps({"text": text}, ensure_ascii=False) for text in texts]
+    (tmp_path / "test.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    (tmp_path / "mine.yaml").write_text(
+        "task: mine\ntest_split: test\ndataset_kwargs: {data_files: {test: test.jsonl}}\n"
+    )
+    lengths, _ = estimate._own_documents(tmp_path / "mine.yaml")
+    assert lengths == [7, 10, 4]
 
 
 def test_plan_reports_a_bad_cell(ask: Any) -> None:

@@ -118,7 +118,16 @@ def test_a_single_run_is_a_sweep_of_one() -> None:
     sweep = sweeper.compose(["lora.dropout=0.1"])
     assert sweep.manifest.study == "single"
     assert [cell.label for cell in sweep.manifest.cells] == ["lora.dropout=0.1"]
-    assert [cell.label for cell in sweeper.compose([]).manifest.cells] == ["default"]
+
+
+def test_single_runs_have_names_of_their_own() -> None:
+    many = [f"train.{name}=1" for name in ("seed", "epochs", "max_steps", "learning_rate")]
+    names = []
+    for arguments in ([], many, [*many, "lora.r=2"]):
+        (cell,) = sweeper.compose(arguments).manifest.cells
+        assert cell.label == f"smollm2_135m on intent {cell.run_id[:6]}"
+        names.append(cell.label)
+    assert len(set(names)) == 3
 
 
 def test_the_study_can_be_named() -> None:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 import pytest
 
-from ftsuite import devices
+from ftsuite import devices, models, stages
 from ftsuite.choices import Device, Dtype
 from ftsuite.config import BackendConfig, ModelConfig
 from ftsuite.errors import BackendUnavailable
+
+if TYPE_CHECKING:
+    from ftsuite.config import RunConfig
 
 CUDA, MPS, BOTH, NONE = (True, False), (False, True), (True, True), (False, False)
 
@@ -15,6 +21,7 @@ CUDA, MPS, BOTH, NONE = (True, False), (False, True), (True, True), (False, Fals
 def machine(monkeypatch: pytest.MonkeyPatch, has: tuple[bool, bool]) -> None:
     monkeypatch.setattr(devices, "has_cuda", lambda: has[0])
     monkeypatch.setattr(devices, "has_mps", lambda: has[1])
+    monkeypatch.setattr(devices, "_cuda_name", lambda: "NVIDIA H100")
 
 
 @pytest.mark.parametrize(
@@ -35,6 +42,8 @@ def test_the_machines_best_or_what_is_asked_for(
     machine(monkeypatch, has)
     found = devices.resolve(BackendConfig(device=asked), ModelConfig())
     assert (found.device, found.dtype) == (device, dtype)
+    # Names of CPUs would split the store.
+    assert found.device_name == ("NVIDIA H100" if device == "cuda" else "")
 
 
 @pytest.mark.parametrize("dtype", [Dtype.float32, Dtype.bfloat16, Dtype.float16])
@@ -74,6 +83,13 @@ class Driver:
 
     def cuDeviceGetCount(self, pointer: object) -> int:
         pointer._obj.value = self.count  # type: ignore[attr-defined]
+        return 0
+
+    def cuDeviceGet(self, _pointer: object, _ordinal: int) -> int:
+        return 0 if self.count else 101
+
+    def cuDeviceGetName(self, name: object, _length: int, _handle: object) -> int:
+        name.value = b"NVIDIA A100-SXM4-40GB"  # type: ignore[attr-defined]
         return 0
 
 
@@ -118,3 +134,32 @@ def test_the_answer_is_torchs_own() -> None:
 def test_a_device_is_described_for_people() -> None:
     assert devices.describe("cpu").startswith("cpu: ")
     assert devices.describe("cpu").endswith(" cores")
+
+
+def test_the_driver_names_the_gpu_or_says_that_it_does_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for driver, name in ((Driver(init=0, count=1), "A100"), (Driver(init=0, count=0), None)):
+        devices._cuda_name.cache_clear()
+        monkeypatch.setattr(devices.ctypes, "CDLL", lambda _, driver=driver: driver)
+        try:
+            if name:
+                assert name in devices._cuda_name()
+            else:
+                with pytest.raises(BackendUnavailable, match="does not tell the GPU's name"):
+                    devices._cuda_name()
+        finally:
+            devices._cuda_name.cache_clear()
+
+
+def test_another_gpu_is_another_result_from_training_on(tiny_config: RunConfig) -> None:
+    root = Path(tiny_config.store.root)
+    base = models.resolve(tiny_config.model, root)
+    keys = []
+    for name in ("NVIDIA A100", "NVIDIA H100"):
+        compute = devices.Compute(device="cuda", dtype="bfloat16", device_name=name)
+        chain = stages.chain(tiny_config, compute, base, root, "cell")
+        keys.append({stage: spec.key for stage, spec in chain.named()})
+    shared = {stage for stage in keys[0] if keys[0][stage] == keys[1][stage]}
+    assert shared == {"data"}
+    assert len(keys[0]) >= 5

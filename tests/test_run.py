@@ -17,8 +17,7 @@ from conftest import CPU, Command, environment, scores_of
 from ftsuite import evaluate, jsonfile, models, probe, study, train
 from ftsuite.choices import Source
 from ftsuite.config import EvalsConfig, ModelConfig, ProbesConfig, RunConfig
-from ftsuite.errors import BackendUnavailable
-from ftsuite.records import RunRecord
+from ftsuite.errors import BackendUnavailable, DataError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -88,7 +87,7 @@ def test_report_names_the_cells(finished: Command) -> None:
 
 
 def test_wandb_writes_offline_below_the_store(finished: Command) -> None:
-    folders = list((finished.store / "tracking" / "wandb").glob("offline-run-*"))
+    folders = list((finished.store / "tracking" / "tiny" / "wandb").glob("offline-run-*"))
     assert len(folders) == 2
     assert all(list(folder.glob("*.wandb")) for folder in folders)
     assert not list(finished.folder.glob("wandb*"))
@@ -98,6 +97,10 @@ def test_wandb_writes_offline_below_the_store(finished: Command) -> None:
 def test_output_has_no_bars_of_libraries(finished: Command) -> None:
     output = (finished.folder / "output.txt").read_text()
     assert "it/s" not in output and "Warning" not in output and "Traceback" not in output
+    # lm-eval asks git, and the command ran in no repository.
+    assert "fatal" not in output
+    last = ("report: ", "W&B: ")
+    assert all(line.startswith(("[", *last)) for line in output.splitlines()), output
 
 
 # --- never twice ----------------------------------------------------------------------------
@@ -229,27 +232,59 @@ def test_bug_in_a_cell_leaves_its_traceback(
     assert "RuntimeError: a bug" in trace.read_text() and str(trace) in failed.failure.message
 
 
+@pytest.mark.parametrize("cells", ["lora.r=2", "lora.r=3"])
 def test_full_disk_is_one_line_even_for_the_record(
+    cells: str,
     finished: Command,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    """A finished cell stays finished; of a new one not even the record can be written."""
     command = copy_of(finished, tmp_path)
-    real = jsonfile.write
+    real = jsonfile._write_text
 
-    def write(path: Path, record: Any) -> None:
-        if isinstance(record, RunRecord) and record.status != "running":
+    def write(path: Path, text: str) -> None:
+        if "studies" in path.parts and path.name != "study.json":
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        real(path, record)
+        real(path, text)
 
-    monkeypatch.setattr(jsonfile, "write", write)
-    assert command.here("lora.r=2") == 1
+    monkeypatch.setattr(jsonfile, "_write_text", write)
+    assert command.here(cells) == 1
     error = capsys.readouterr().err.strip().splitlines()
-    assert "no space left on the disk" in error[-1] and error[-1].startswith("ftsuite: error: ")
+    assert len(error) == 1 and error[0].startswith("ftsuite: error: ")
+    assert "cannot be written (No space left on device)" in error[0]
+    assert "FTSUITE_STORE" in error[0]
     monkeypatch.undo()
-    (run,) = command.runs().values()
-    assert run.status == "interrupted"
+    assert [run.status for run in command.runs().values()] == ["complete"] * (cells == "lora.r=2")
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("store.reports={file}/reports", "store.reports: {file}/reports cannot be written"),
+        ("store.root={file}", "store.root: {file} cannot be written (File exists)"),
+        ("tracking=wandb tracking.mode=online", "W&B: tracking.mode=online needs a key"),
+    ],
+)
+def test_what_would_fail_at_the_end_fails_before_the_first_stage(
+    override: str,
+    said: str,
+    finished: Command,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    (tmp_path / "file").write_text("")
+    command = Command(finished.model, finished.rows, tmp_path)
+    overrides = override.format(file=tmp_path / "file").split()
+    assert command.here("lora.r=2", *overrides) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"ftsuite: error: {said.format(file=tmp_path / 'file')}")
+    assert error.count("\n") == 1
+    assert not list(tmp_path.glob("*/*/*"))
 
 
 def test_missing_template_is_one_line(
@@ -263,6 +298,21 @@ def test_missing_template_is_one_line(
     assert command.here() == 1
     error = capsys.readouterr().err.strip().splitlines()
     assert len(error) == 1 and "template=chatml" in error[0]
+
+
+def test_weights_of_other_shapes_are_named(tmp_path: Path, finished: Command) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(finished.model, folder)
+    facts = json.loads((folder / "config.json").read_text())
+    facts["intermediate_size"] *= 2
+    (folder / "config.json").write_text(json.dumps(facts))
+    config = ModelConfig(id=str(folder))
+    tokenizer = models.load_tokenizer(folder, config)
+    with pytest.raises(DataError) as caught:
+        models.load_model(folder, tokenizer, config, device="cpu", dtype="float32")
+    message = str(caught.value)
+    assert "mlp.down_proj.weight has the shape [32, 64] in the weights, and [32, 128]" in message
+    assert "config.json" in message and "report" not in message
 
 
 # --- the embedded model ---------------------------------------------------------------------

@@ -46,26 +46,31 @@ def go(config: TrackingConfig, records: Sequence[RunRecord], root: Path) -> list
 def offline_runs(root: Path) -> dict[str, dict[str, Any]]:
     """Every offline run by its name, as `wandb leet inspect` reads it."""
     runs = {}
-    for path in sorted(root.glob("tracking/wandb/offline-run-*/*.wandb")):
-        command = [str(Path(sys.executable).with_name("wandb")), "leet", "inspect", "--json"]
-        printed = subprocess.run([*command, str(path)], capture_output=True, text=True, check=True)
-        lines = [json.loads(line) for line in printed.stdout.splitlines()]
-        of_type: dict[str, list[Any]] = {}
-        for line in lines:
-            of_type.setdefault(line["type"], []).append(line[line["type"]])
-        summary: dict[str, Any] = {}
-        for update in of_type["summary"]:
-            summary |= update["update"]
-        run = of_type["run"][0]
-        runs[run["display_name"]] = {
-            "run": run,
-            "folder": path.parent,
-            "summary": summary,
-            "history": [item["item"] for item in of_type["history"]],
-            "artifacts": {item["name"]: item for item in of_type.get("artifact", [])},
-            "exit_code": of_type["exit"][0].get("exit_code", 0),
-        }
+    for path in sorted(root.glob("tracking/*/wandb/offline-run-*")):
+        run = read_offline(path)
+        runs[run["run"]["display_name"]] = run
     return runs
+
+
+def read_offline(folder: Path) -> dict[str, Any]:
+    (path,) = folder.glob("*.wandb")
+    command = [str(Path(sys.executable).with_name("wandb")), "leet", "inspect", "--json"]
+    printed = subprocess.run([*command, str(path)], capture_output=True, text=True, check=True)
+    lines = [json.loads(line) for line in printed.stdout.splitlines()]
+    of_type: dict[str, list[Any]] = {}
+    for line in lines:
+        of_type.setdefault(line["type"], []).append(line[line["type"]])
+    summary: dict[str, Any] = {}
+    for update in of_type["summary"]:
+        summary |= update["update"]
+    return {
+        "run": of_type["run"][0],
+        "folder": folder,
+        "summary": summary,
+        "history": [item["item"] for item in of_type["history"]],
+        "artifacts": {item["name"]: item for item in of_type.get("artifact", [])},
+        "exit_code": of_type["exit"][0].get("exit_code", 0),
+    }
 
 
 def python(code: str, folder: Path, **environment: str) -> str:
@@ -129,6 +134,10 @@ def test_wandb_summary_holds_scores_deltas_and_costs(runs: dict[str, dict[str, A
     assert summary[f"delta/{HEADLINE}/low"] == pytest.approx(comparison.low)
     assert summary[f"delta/{HEADLINE}/high"] == pytest.approx(comparison.high)
     assert summary[f"delta/{HEADLINE}/p"] == pytest.approx(comparison.p_value)
+    assert summary["headline/metric"] == HEADLINE
+    for name in ("base", "tuned"):
+        assert summary[f"headline/{name}"] == pytest.approx(getattr(comparison, name))
+    assert summary["headline/delta"] == pytest.approx(comparison.difference)
     assert summary["probe/pirate/base/with_system"] == 1
     assert summary["probe/pirate/tuned/with_system"] == pytest.approx(2 / 3)
     assert summary["cost/train_seconds"] == pytest.approx(95.3)
@@ -160,7 +169,7 @@ def test_wandb_report_is_an_artifact(tracked: Any, runs: dict[str, dict[str, Any
     assert files.keys() == {"README.md", "plots/scores.png"}
     # What an upload needs later lies in the store, not in a home folder that may be cleaned.
     for path in files.values():
-        assert path.is_relative_to((tracked[0] / "tracking" / "wandb").resolve())
+        assert path.is_relative_to((tracked[0] / "tracking" / "lora_rank" / "wandb").resolve())
         assert path.is_file()
 
 
@@ -175,10 +184,28 @@ def test_wandb_failed_cell_is_a_failed_run(runs: dict[str, dict[str, Any]]) -> N
 
 def test_wandb_lines_say_where_and_how(tracked: tuple[Path, list[str]]) -> None:
     root, lines = tracked
-    assert str(root / "tracking" / "wandb") in lines[0]
+    assert str(root / "tracking" / "lora_rank" / "wandb") in lines[0]
     assert "wandb sync" in lines[1]
     pattern = lines[1].split("`")[1].split()[-1]
     assert len(list(root.glob(os.path.relpath(pattern, root)))) == 2
+
+
+def test_the_printed_upload_takes_no_other_studys_runs(tmp_path: Path) -> None:
+    """One study's name is the start of the other's."""
+    report = tmp_path / "report"
+    commands = {}
+    for name in ("lora", "lora-2-more"):
+        record = dataclasses.replace(make_record(), study=name)
+        manifest = dataclasses.replace(make_study(record), study=name)
+        _, line = track(WANDB, manifest, [record], report, tmp_path)
+        commands[name] = line.split("`")[1]
+    for name, command in commands.items():
+        dry = subprocess.run(
+            command.replace("wandb sync", "echo"), shell=True, capture_output=True, text=True
+        )
+        found = [Path(folder) for folder in dry.stdout.split()]
+        runs = [offline["run"]["run_group"] for offline in map(read_offline, found)]
+        assert runs == [name]
 
 
 def test_changed_cell_replaces_its_offline_run(tmp_path: Path) -> None:

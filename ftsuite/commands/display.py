@@ -10,6 +10,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from ftsuite.errors import redact
 from ftsuite.jsonfile import dumps
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def write_with(draw: Callable[[Console], None]) -> None:
     with console.capture() as captured:
         draw(console)
     # Tables are padded to their width, which only a terminal's colours could show.
-    lines = captured.get().splitlines()
+    lines = redact(captured.get()).splitlines()
     sys.stdout.writelines(f"{line.rstrip()}\n" for line in lines)
 
 

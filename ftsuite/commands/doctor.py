@@ -83,6 +83,9 @@ def _problems(facts: dict[str, Any]) -> list[dict[str, Any]]:
     if facts["hardware"]:
         found += _device_problems(facts["hardware"], facts["chosen"])
     caches = facts["caches"]
+    for words in caches["damaged"] if caches else ():
+        what, _, remedy = words.rpartition("; ")
+        add(what, remedy, essential=True)
     if caches and not any(caches["embedded"].values()) and not caches["hub"]["models"]:
         add("no base model on this machine", "ftsuite fetch", essential=False)
         if facts["installer"] is None:

@@ -199,7 +199,8 @@ def _own_documents(path: Path) -> tuple[list[int], int]:
     plain = yaml.safe_load(path.read_text(encoding="utf-8").replace("!function", ""))
     split = plain.get("test_split") or plain.get("validation_split") or plain.get("train_split")
     file = path.parent / plain["dataset_kwargs"]["data_files"][split]
-    lines = file.read_text(encoding="utf-8").splitlines()
+    # Not splitlines(), which also cuts at the line separators that JSON strings may hold.
+    lines = file.read_text(encoding="utf-8").split("\n")
     rows = [json.loads(line) for line in lines if line.strip()]
     return [_characters(row) for row in rows], len(plain.get("description") or "")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ftsuite import progress
 from ftsuite.commands.selection import store_root
 
 if TYPE_CHECKING:
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 
 def fetch(options: Namespace) -> int:
     """Fetch what is asked for, telling what takes long, and print where it lies."""
+    progress.quiet_libraries()
     return _standard() if options.standard else _model(options.model)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import shutil
@@ -14,7 +15,7 @@ from ftsuite import devices, embedded
 from ftsuite.choices import Source
 from ftsuite.commands.cached import cached_base
 from ftsuite.config import BackendConfig, ModelConfig
-from ftsuite.errors import SECRET_VARIABLES
+from ftsuite.errors import SECRET_VARIABLES, StoreError, one_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -120,6 +121,12 @@ def caches(root: Path) -> dict[str, Any]:
 
     hub = Path(constants.HF_HUB_CACHE)
     stages = sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
+    converted, damaged = dict.fromkeys(embedded.MODELS, False), []
+    for name in converted:
+        try:
+            converted[name] = _is_converted(name, root)
+        except StoreError as error:
+            damaged.append(one_line(error))
     return {
         "store_bytes": {path.name: _size(path) for path in stages},
         "hub": {
@@ -129,7 +136,8 @@ def caches(root: Path) -> dict[str, Any]:
                 for path in hub.glob("models--*")
             ),
         },
-        "embedded": {name: _is_converted(name, root) for name in embedded.MODELS},
+        "embedded": converted,
+        "damaged": damaged,
         "standard_suite": any(root.glob("standard-data/*/result.json")),
     }
 
@@ -140,7 +148,12 @@ def _is_converted(name: str, root: Path) -> bool:
 
 
 def _size(folder: Path) -> int:
-    return sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file())
+    total = 0
+    for path in folder.rglob("*"):
+        # A run may rename or remove what it is working on.
+        with contextlib.suppress(FileNotFoundError):
+            total += path.lstat().st_size if path.is_file() else 0
+    return total
 
 
 def installer() -> str | None:

@@ -14,13 +14,14 @@ if TYPE_CHECKING:
 
 def preview(options: Namespace) -> int:
     """Print rendered rows with their trained tokens, and the counts of every split."""
-    from ftsuite import models, sweeper
+    from ftsuite import models, progress, sweeper
     from ftsuite import preview as previews
 
     sweep = sweeper.compose(options.overrides)
     config, entry = sweep.configs[0], sweep.manifest.cells[0]
     if len(sweep.configs) > 1:
         print(f"the first of {len(sweep.configs)} cells: {entry.label}")
+    progress.quiet_libraries()
     base = models.resolve(
         config.model,
         Path(config.store.root),

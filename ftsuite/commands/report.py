@@ -38,5 +38,5 @@ def _folder(name: str) -> Path:
     if given.is_absolute() or len(given.parts) != 1:
         raise StoreError(f"{name}: no study.json in this folder; name a study or such a folder")
     root = store_root()
-    study.read_manifest(root, name)  # names the known studies if there is none
+    study.require_study(root, name)
     return study.folder(root, name)

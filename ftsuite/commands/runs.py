@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 from ftsuite import study
@@ -16,19 +17,21 @@ if TYPE_CHECKING:
     from argparse import Namespace
     from pathlib import Path
 
+    from ftsuite.errors import StoreError
     from ftsuite.records import Comparison, RunRecord
 
 ARTIFACTS = ("adapter", "merged")
 
 
 def runs(options: Namespace) -> int:
-    """List the runs, as a table or as JSON."""
+    """List the runs, as a table or as JSON; exit with 1 if one cannot be read."""
     root = store_root()
     if options.study is not None:
-        study.read_manifest(root, options.study)  # names the known studies if there is none
+        study.require_study(root, options.study)
+    broken: list[StoreError] = []
     found = [
         (path, record)
-        for path, record in study.all_runs(root)
+        for path, record in study.all_runs(root, on_broken=broken.append)
         if options.study in (None, record.study) and options.status in (None, record.status)
     ]
     if options.json:
@@ -37,7 +40,10 @@ def runs(options: Namespace) -> int:
         _write_table([record for _, record in found])
     else:
         write(f"no such runs in {root}; `ftsuite run +sweep=lora_rank` makes some")
-    return 0
+    sys.stdout.flush()
+    for error in broken:
+        study.tell_broken(error)
+    return 1 if broken else 0
 
 
 def run_object(root: Path, path: Path, record: RunRecord) -> dict[str, Any]:

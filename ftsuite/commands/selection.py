@@ -24,36 +24,48 @@ def store_root() -> Path:
 def find_run(root: Path, reference: str) -> tuple[Path, RunRecord]:
     """Find one run and its record's path.
 
+    A whole run id goes before a label, and a label before the start of a run id.
+
     Args:
         root: the store.
-        reference: the start of a run id, a label, or either after its study and a slash.
+        reference: a run id or the start of one, a label, or either after its study and a slash.
 
     Raises:
         StoreError: no run, or more than one; names the candidates.
     """
     runs = study.all_runs(root)
     name, _, rest = reference.partition("/")
-    found = [
-        (path, record)
-        for path, record in runs
-        if _means(record, reference) or (rest and record.study == name and _means(record, rest))
-    ]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise StoreError(
-            f"{reference}: {len(found)} runs match; name one by its id or as study/label: "
-            f"{_named([record for _, record in found])}"
-        )
+    for means in (_is_id, _is_label, _starts_id):
+        found = [
+            (path, record)
+            for path, record in runs
+            # A label may hold a slash of its own, such as model.id=org/name.
+            if means(record, reference) or (record.study == name and means(record, rest))
+        ]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise StoreError(
+                f"{reference}: {len(found)} runs match; name one by its study and id: "
+                f"{_named([record for _, record in found])}"
+            )
     known = _named([record for _, record in runs]) or "none"
     raise StoreError(f"{reference}: no such run in {root}; known are: {known}")
 
 
-def _means(record: RunRecord, reference: str) -> bool:
-    return bool(reference) and (record.label == reference or record.run_id.startswith(reference))
+def _is_id(record: RunRecord, reference: str) -> bool:
+    return record.run_id == reference
+
+
+def _is_label(record: RunRecord, reference: str) -> bool:
+    return bool(reference) and record.label == reference
+
+
+def _starts_id(record: RunRecord, reference: str) -> bool:
+    return bool(reference) and record.run_id.startswith(reference)
 
 
 def _named(records: list[RunRecord]) -> str:
-    names = [f"{record.run_id} ({record.study}/{record.label})" for record in records]
+    names = [f"{record.study}/{record.run_id} ({record.label})" for record in records]
     more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
     return ", ".join(names[:MOST_NAMED]) + more

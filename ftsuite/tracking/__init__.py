@@ -19,10 +19,10 @@ import importlib
 import json
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 from ftsuite.choices import Tracker
-from ftsuite.errors import ConfigError, redact
+from ftsuite.errors import ConfigError, redact, redacted
 from ftsuite.jsonfile import dumps, from_json, to_json, write_text
 from ftsuite.records import RunRecord
 
@@ -191,17 +191,7 @@ def _read_marker(marker: Path) -> dict[str, str]:
 
 def _without_secrets(record: RunRecord) -> RunRecord:
     """Return `record` as trackers may see it: every text redacted, no section of machine paths."""
-    plain = _redacted(to_json(record))
+    plain = redacted(to_json(record))
     for name in ("store", "tracking"):
         plain["config"].pop(name, None)
     return from_json(RunRecord, plain, where=record.run_id)
-
-
-def _redacted(value: Any) -> Any:
-    if isinstance(value, str):
-        return redact(value)
-    if isinstance(value, dict):
-        return {_redacted(key): _redacted(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_redacted(item) for item in value]
-    return value

@@ -7,6 +7,7 @@ system metrics, and stages artifacts in the home folder. All of it is turned off
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import re
 import shlex
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     from ftsuite.tracking import Study
 
 _KEY_REMEDY = "set WANDB_API_KEY, or run `wandb login`, or set tracking.mode=offline"
+_PACKAGE_REMEDY = (
+    "tracking=wandb needs the package wandb: `pip install wandb`, or set tracking=none"
+)
 _PRIVATE = {
     "silent": True,
     "quiet": True,
@@ -51,20 +55,23 @@ _PRIVATE = {
 
 
 class WandbTracker:
-    """Writes cells as W&B runs under `<store>/tracking/wandb`."""
+    """Writes cells as W&B runs under `<store>/tracking/<study>/wandb`, a folder a study."""
 
     def __init__(self, study: Study) -> None:
         self.study = study
-        self.folder = study.folder / "wandb"
+        self.folder = study.folder / safe_name(study.name) / "wandb"
 
     @staticmethod
     def check(config: TrackingConfig) -> None:
         """Raise BackendUnavailable without wandb or, in online mode, without a key."""
+        if importlib.util.find_spec("wandb") is None:
+            raise BackendUnavailable(_PACKAGE_REMEDY)
+        if config.mode != "online":
+            return  # the import alone takes 2 s
         with _environment({"WANDB_MODE": config.mode}):
             wandb = _import_wandb()
-            if config.mode != "online":
-                return
             try:
+                # Looks at the environment, netrc and wandb's own settings; asks nobody.
                 known = wandb.login(prompt=False, verify=False)
             except wandb.Error as error:  # a key of a wrong form
                 raise BackendUnavailable(f"W&B: {one_line(error)}; {_KEY_REMEDY}") from error
@@ -92,12 +99,10 @@ class WandbTracker:
         noun = "run" if cells == 1 else "runs"
         if config.mode == "online":
             return [f"W&B: {cells} {noun} in project {project}, group {self.study.name}"]
-        prefix = shlex.quote(str(self.folder))
-        # The stem of an id, up to where two studies' ids may begin to differ.
-        pattern = f"offline-run-*-{_wandb_name(self.study.name)}-*"
+        # No other study's run lies in this folder.
         return [
             f"W&B: {cells} offline {noun} in {self.folder}",
-            f"W&B: upload with `wandb sync {prefix}/{pattern}`",
+            f"W&B: upload with `wandb sync {shlex.quote(str(self.folder))}/offline-run-*`",
         ]
 
     def _init(self, record: RunRecord, run_id: str) -> Any:
@@ -116,7 +121,7 @@ class WandbTracker:
                 config=record.config,
                 tags=[tag[:64] for tag in tags if tag],  # W&B takes at most 64 characters
                 notes=self.study.command,
-                dir=str(self.study.folder.resolve()),  # wandb adds its own folder `wandb`
+                dir=str(self.folder.parent.resolve()),  # wandb adds its own folder `wandb`
                 reinit="create_new",
                 settings=wandb.Settings(**_PRIVATE),
             )
@@ -199,9 +204,7 @@ def _import_wandb() -> Any:
     try:
         import wandb
     except ImportError as error:
-        raise BackendUnavailable(
-            "tracking=wandb needs the package wandb: `pip install wandb`, or set tracking=none"
-        ) from error
+        raise BackendUnavailable(_PACKAGE_REMEDY) from error
     return wandb
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ftsuite.compare import mean
+from ftsuite.compare import find_comparison, mean
 
 if TYPE_CHECKING:
     from ftsuite.records import Comparison, ProbeAnswer, ProbeReport, ProbeResult, RunRecord
@@ -48,6 +48,10 @@ def numbers(record: RunRecord) -> dict[str, float]:
                 named[f"{side}/{metric.name}"] = mean(metric)
     for comparison in record.comparisons:
         named |= _delta(comparison)
+    if headline := _headline(record):
+        # One name for all studies, whatever their headline metric is.
+        named |= {f"headline/{side}": getattr(headline, side) for side in ("base", "tuned")}
+        named["headline/delta"] = headline.difference
     for side, report in (("base", record.base_probes), ("tuned", record.tuned_probes)):
         named |= _pass_rates(side, report)
     for gate in record.gates:
@@ -74,6 +78,8 @@ def texts(record: RunRecord) -> dict[str, str]:
         "provenance/dtype": record.provenance.dtype,
         "provenance/finished_at": record.provenance.finished_at,
     }
+    if headline := _headline(record):
+        named["headline/metric"] = headline.name
     for comparison in record.comparisons:
         named[f"delta/{comparison.name}/refused"] = comparison.refused
     for gate in record.gates:
@@ -142,6 +148,10 @@ def comparisons_table(record: RunRecord) -> Table:
             for comparison in record.comparisons
         ),
     )
+
+
+def _headline(record: RunRecord) -> Comparison | None:
+    return find_comparison(record, record.config.get("evals", {}).get("headline", ""))
 
 
 def _delta(comparison: Comparison) -> dict[str, float | None]:

@@ -1,0 +1,136 @@
+"""A finished study stays finished: identical commands at once, and kills of a command run again.
+
+Real processes on the finished study's store; nothing is computed, so each takes seconds.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+from conftest import Command, environment
+
+from ftsuite import finish, jsonfile, study
+from ftsuite.records import RunRecord
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+CELLS = ("lora.r=2,4", "tracking=wandb")
+"""As the finished study was made."""
+
+
+@pytest.fixture
+def command(finished: Command, tmp_path: Path) -> Command:
+    shutil.copytree(finished.store, tmp_path / "store")
+    return Command(finished.model, finished.rows, tmp_path)
+
+
+def contents(command: Command) -> dict[str, dict[str, object]]:
+    """The records as they lie there, without which results were found in the store."""
+    found = {}
+    for path in command.store.glob("studies/tiny/*.json"):
+        plain = json.loads(path.read_text())
+        del plain["sha256"]
+        for stage in plain.get("stages", ()):
+            del stage["reused"]
+        found[path.name] = plain
+    return found
+
+
+def test_identical_commands_at_once_all_succeed(command: Command) -> None:
+    before = contents(command)
+    processes = [command.start(*CELLS) for _ in range(4)]
+    try:
+        outputs = [process.communicate(timeout=300)[0] for process in processes]
+    finally:
+        command.end()
+    assert [process.returncode for process in processes] == [0] * 4, outputs
+    assert all("report: reports/tiny/README.md" in output for output in outputs)
+    assert not any("Traceback" in output for output in outputs)
+    assert contents(command) == before
+
+
+def test_killed_while_it_is_run_again_the_study_stays_finished(command: Command) -> None:
+    before = contents(command)
+    moments = random.Random(0)
+    try:
+        for _ in range(6):
+            process = command.start(*CELLS)
+            assert process.stdout is not None
+            # Kill somewhere between the first cell's first stage and the report.
+            for _ in range(moments.randrange(1, 9)):
+                process.stdout.readline()
+            command.kill(process)
+            assert {run.status for run in command.runs().values()} == {"complete"}
+    finally:
+        command.end()
+    assert contents(command) == before
+
+
+def test_a_record_says_running_only_once_something_has_to_be_computed(command: Command) -> None:
+    """The tuned model's scores are gone: the finished record no longer holds."""
+    key = next(s.key for s in command.runs()["lora.r=2"].stages if s.stage == "eval-tuned")
+    shutil.rmtree(command.store / "eval" / key[:24])
+    process = command.start("lora.r=2")
+    assert process.stdout is not None
+    try:
+        for line in process.stdout:
+            if "eval tuned" in line:
+                break
+        command.kill(process)
+    finally:
+        command.end()
+    (run,) = command.runs().values()
+    assert run.status == "interrupted"
+
+
+SLOW_CELL = """
+import sys, time
+from dataclasses import replace
+from pathlib import Path
+from ftsuite import jsonfile
+from ftsuite.records import RunRecord
+from ftsuite.study import claimed
+path = Path(sys.argv[1])
+record = jsonfile.read(RunRecord, path)
+with claimed(path):
+    jsonfile.write(path, replace(record, status="running"))
+    print("running", flush=True)
+    time.sleep(2)
+    jsonfile.write(path, record)
+"""
+
+
+def test_the_end_waits_for_a_cell_that_another_process_runs(
+    command: Command, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(command.folder)
+    manifest = command.manifest()
+    path = study.record_path(command.store, "tiny", manifest.cells[0].run_id)
+    other = subprocess.Popen(
+        [sys.executable, "-c", SLOW_CELL, str(path)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment(),
+    )
+    assert other.stdout is not None and other.stdout.readline() == "running\n"
+    assert study.read_run(path).status == "running"
+    from ftsuite import sweeper
+
+    monkeypatch.setenv("FTSUITE_STORE", str(command.store))
+    config = sweeper.compose(command.arguments("lora.r=2,4")).configs[0]
+    started = time.monotonic()
+    finish.finish(config, manifest, command.store)
+    assert time.monotonic() - started > 1
+    said = capsys.readouterr().out
+    assert f"{path.stem}: another process is running this cell; waiting" in said
+    assert said.endswith("report: reports/tiny/README.md\n")
+    assert other.wait(timeout=30) == 0
+    assert jsonfile.read(RunRecord, path).status == "complete"

@@ -271,6 +271,34 @@ def load_model(
     return model.to(device)
 
 
+def plain_generation(model: Any, tokenizer: Any) -> tuple[str, str]:
+    """Make `model` answer greedily, whatever its own generation_config says; keeps its end tokens.
+
+    Settings such as repetition_penalty or suppress_tokens would change answers that tasks and
+    probes call greedy, and a template or tuning is not what changed them.
+
+    Returns:
+        What is used, and what of the model's own is not, in words.
+    """
+    from transformers import GenerationConfig
+
+    own = model.generation_config
+    listed = own.eos_token_id if isinstance(own.eos_token_id, list) else [own.eos_token_id]
+    ends = sorted({t for t in (*listed, tokenizer.eos_token_id) if t is not None})
+    plain = GenerationConfig(
+        bos_token_id=own.bos_token_id, eos_token_id=ends, pad_token_id=tokenizer.pad_token_id
+    )
+    kept = {*plain.to_dict()} & {"bos_token_id", "eos_token_id", "pad_token_id", "use_cache"}
+    ignored = {
+        name: value
+        for name, value in sorted(own.to_diff_dict().items())
+        if name not in kept | {"transformers_version", "_from_model_config"}
+    }
+    model.generation_config = plain
+    used = f"greedy, ends at {', '.join(map(str, ends))}"
+    return used, ", ".join(f"{name}={value}" for name, value in ignored.items())
+
+
 def _grow_embeddings(model: Any, tokens: int) -> None:
     """Add rows for new tokens, each the mean of the old ones.
 

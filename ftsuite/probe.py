@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ftsuite.config import ProbesConfig, RunConfig
     from ftsuite.devices import Compute
 
-VERSION = 1
+VERSION = 2
 STRICT = {"extra": "forbid"}
 """A misspelt key of a probe file is an error, not a key that is never read."""
 
@@ -109,6 +109,7 @@ def probe(config: RunConfig, compute: Compute, folder: Path, cell: str, what: st
     model = models.load_model(
         folder, tokenizer, config.model, device=compute.device, dtype=compute.dtype
     )
+    generation, ignored = models.plain_generation(model, tokenizer)
     results = [
         _probe_one(one, model, tokenizer, config.probes, cell, what)
         for one in read_probes(config.probes)
@@ -119,6 +120,8 @@ def probe(config: RunConfig, compute: Compute, folder: Path, cell: str, what: st
         "top_p": config.probes.top_p,
         "batch_size": config.probes.batch_size,
         "seed": config.probes.seed,
+        "model": generation,
+        "ignored": ignored,
     }
     return ProbeReport(probes=tuple(results), generation=settings)
 
@@ -183,6 +186,8 @@ def _generate(
     sampling: dict[str, Any] = {"do_sample": False}
     if config.temperature > 0:
         sampling = {"do_sample": True, "temperature": config.temperature, "top_p": config.top_p}
+        # transformers would take the 50 likeliest tokens alone.
+        sampling["top_k"] = 0
     answers: list[str] = []
     for start in range(0, len(texts), config.batch_size):
         batch = texts[start : start + config.batch_size]
@@ -196,7 +201,6 @@ def _generate(
                 input_ids=ids_BT.to(model.device),
                 attention_mask=mask_BT.to(model.device),
                 max_new_tokens=config.max_new_tokens,
-                eos_token_id=_end_tokens(model, tokenizer),
                 pad_token_id=pad,
                 **sampling,
             )
@@ -204,13 +208,6 @@ def _generate(
         answers += [tokenizer.decode(row, skip_special_tokens=True).strip() for row in new]
         advance(len(rows))
     return answers
-
-
-def _end_tokens(model: Any, tokenizer: Any) -> list[int]:
-    """The tokenizer's end token and those the model's own generation settings name."""
-    own = model.generation_config.eos_token_id
-    listed = own if isinstance(own, list) else [own]
-    return sorted({token for token in (*listed, tokenizer.eos_token_id) if token is not None})
 
 
 def _contrasts(

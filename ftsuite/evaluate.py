@@ -7,7 +7,7 @@ import random
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
-from ftsuite import metrics, models, tasks, templates
+from ftsuite import metric_checks, metrics, models, tasks, templates
 from ftsuite.errors import DataError, StageError
 from ftsuite.harness import build_harness
 from ftsuite.records import Conditions, MetricScores, Scores
@@ -43,7 +43,7 @@ def evaluate(
     from lm_eval.tasks import TaskManager
 
     loaded = tasks.load(config.evals, root)
-    metrics.check(loaded)
+    metric_checks.check(loaded)
     tokenizer = models.load_tokenizer(folder, config.model)
     template = templates.install(tokenizer, config.template)
     model = models.load_model(
@@ -80,10 +80,11 @@ def evaluate(
         + "; as turns",
         seeds=f"fewshot {config.evals.fewshot_seed}, subset {config.evals.subset_seed}",
         generation=generation,
-        generation_ignored=ignored,
     )
     scored = _grouped(loaded, results)
-    return Scores(conditions=conditions, metrics=scored, tokens=harness.tokens)
+    return Scores(
+        conditions=conditions, metrics=scored, tokens=harness.tokens, generation_ignored=ignored
+    )
 
 
 def engine() -> str:

@@ -131,8 +131,6 @@ class Conditions:
     seeds: str
     generation: str = ""
     """How answers are generated, where the task does not say otherwise; with the end tokens."""
-    generation_ignored: str = ""
-    """Settings of the model's own generation_config that are not used; says nothing of scores."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,6 +182,8 @@ class Scores:
     metrics: tuple[MetricScores, ...]
     tokens: int
     """Tokens scored or generated."""
+    generation_ignored: str = ""
+    """Settings of the model's own generation_config that were not used."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

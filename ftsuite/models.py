@@ -292,7 +292,8 @@ def plain_generation(model: Any, tokenizer: Any) -> tuple[str, str]:
     ignored = {
         name: value
         for name, value in sorted(own.to_diff_dict().items())
-        if name not in kept | {"transformers_version", "_from_model_config"}
+        # Flags that are off say nothing.
+        if value not in (None, False) and name not in kept | {"transformers_version"}
     }
     model.generation_config = plain
     used = f"greedy, ends at {', '.join(map(str, ends))}"

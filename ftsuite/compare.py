@@ -10,7 +10,8 @@ import math
 import re
 from typing import TYPE_CHECKING
 
-from ftsuite import statistics
+from ftsuite import resampling, statistics
+from ftsuite.aggregation import AGGREGATIONS, tables
 from ftsuite.errors import ComparisonError
 from ftsuite.records import Comparison, GateResult
 
@@ -35,6 +36,7 @@ CONDITIONS = {
     "device": "device",
     "device_name": "device's name",
     "seeds": "seeds",
+    "generation": "generation settings",
 }
 """Field of `Conditions` → its name in words."""
 
@@ -97,11 +99,53 @@ def verdict(comparison: Comparison, adjusted_p: float, alpha: float) -> statisti
     return statistics.Verdict.BETTER if better else statistics.Verdict.WORSE
 
 
-def mean(metric: MetricScores) -> float:
-    """Return the (weighted) mean of a metric's values."""
+def corpus_value(metric: MetricScores) -> float:
+    """Return the value of a metric over all its documents, as lm-eval aggregates it."""
+    if metric.value is not None:
+        return metric.value
     weights = metric.weights or (1.0,) * len(metric.values)
     total = math.fsum(w * value for w, value in zip(weights, metric.values, strict=True))
     return total / math.fsum(weights)
+
+
+def value_interval(metric: MetricScores) -> tuple[float, float, float]:
+    """Give ``(value, low, high)``: the value of one model and its 95 % interval.
+
+    Raises:
+        ValueError: Too few documents.
+    """
+    if metric.aggregation == "mean":
+        return statistics.mean_interval(metric.values, metric.weights)
+    if metric.aggregation in AGGREGATIONS:
+        (table,) = tables(metric.aggregation, metric.statistics)
+        return resampling.aggregate_interval(table, _corpus(metric))
+    return resampling.replicate_interval(
+        corpus_value(metric), metric.replicates, len(metric.doc_ids)
+    )
+
+
+def paired(base: MetricScores, tuned: MetricScores) -> statistics.PairedDifference:
+    """Compare two models on one metric; `metric_reasons` says whether that is possible.
+
+    Raises:
+        ValueError: Too few documents, or a value that is not a number.
+    """
+    if base.aggregation == "mean":
+        return statistics.paired_difference(base.values, tuned.values, base.weights)
+    if base.aggregation in AGGREGATIONS:
+        before, after = tables(base.aggregation, base.statistics, tuned.statistics)
+        return resampling.paired_aggregates(before, after, _corpus(base))
+    return resampling.paired_replicates(
+        (corpus_value(base), base.replicates),
+        (corpus_value(tuned), tuned.replicates),
+        len(base.doc_ids),
+    )
+
+
+def _corpus(metric: MetricScores) -> resampling.Corpus:
+    kind = AGGREGATIONS[metric.aggregation]
+    members = tuple(metric.members.values()) or (len(metric.doc_ids),)
+    return resampling.Corpus(value=kind.value, members=members, span=kind.span)
 
 
 def find_metric(scores: Scores | None, name: str) -> MetricScores | None:
@@ -132,7 +176,7 @@ def _compare_metric(
     reasons = reasons + metric_reasons(base, tuned)
     if base and tuned and not reasons:
         try:
-            found = statistics.paired_difference(base.values, tuned.values, base.weights)
+            found = paired(base, tuned)
         except ValueError as error:
             reasons = [f"scores cannot be paired: {error}"]
         else:
@@ -154,7 +198,7 @@ def _compare_metric(
         task=known.task,
         metric=known.metric,
         higher_is_better=known.higher_is_better,
-        n=min(len(side.values) for side in (base, tuned) if side),
+        n=min(len(side.doc_ids) for side in (base, tuned) if side),
         refused="; ".join(reasons),
     )
 
@@ -168,6 +212,8 @@ def metric_reasons(base: MetricScores | None, tuned: MetricScores | None) -> lis
         ("task_version", "task version"),
         ("docs_sha256", "documents' hash"),
         ("higher_is_better", "direction of better"),
+        ("aggregation", "aggregation"),
+        ("members", "documents of the group's members"),
     ):
         before, after = getattr(base, name), getattr(tuned, name)
         if before != after:
@@ -176,11 +222,17 @@ def metric_reasons(base: MetricScores | None, tuned: MetricScores | None) -> lis
     if base.doc_ids != tuned.doc_ids:
         reasons.append(
             f"documents differ: base {len(base.doc_ids)}, tuned {len(tuned.doc_ids)}, "
-            f"{len(set(base.doc_ids) & set(tuned.doc_ids))} in common"
+            f"{len(_documents(base) & _documents(tuned))} in common"
         )
     if base.weights != tuned.weights:
         reasons.append("weights of the documents differ")
     return reasons
+
+
+def _documents(metric: MetricScores) -> set[tuple[str, int]]:
+    """Documents by member and number."""
+    members = [name for name, count in metric.members.items() for _ in range(count)]
+    return set(zip(members or [""] * len(metric.doc_ids), metric.doc_ids, strict=True))
 
 
 def _gate(name: str, limit: float, comparison: Comparison | None) -> GateResult:

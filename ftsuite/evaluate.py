@@ -1,15 +1,14 @@
-"""The eval stage: lm-eval as a library, one score a document kept."""
+"""The eval stage: lm-eval as a library, every document's score kept."""
 
 from __future__ import annotations
 
 import hashlib
-import math
 import random
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
-from ftsuite import models, proof, tasks, templates, turns
-from ftsuite.errors import DataError, StageError
+from ftsuite import metric_checks, metrics, models, proof, tasks, templates, turns
+from ftsuite.errors import DataError
 from ftsuite.harness import build_harness
 from ftsuite.records import Conditions, MetricScores, Scores
 
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
     from ftsuite.config import EvalsConfig, RunConfig
     from ftsuite.devices import Compute
 
-VERSION = 1
+VERSION = 2
 
 
 def evaluate(
@@ -36,18 +35,22 @@ def evaluate(
         what: 'eval base' or 'eval tuned', for the display.
 
     Raises:
+        ConfigError: a task has a metric that cannot be scored.
         DataError: a task's documents are missing, or its system prompt gets lost in the template.
         StageError: lm-eval would score other tokens than training trains.
     """
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager
 
+    loaded = tasks.load(config.evals, root)
+    metric_checks.check(loaded)
     tokenizer = models.load_tokenizer(folder, config.model)
     template = templates.install(tokenizer, config.template)
     model = models.load_model(
         folder, tokenizer, config.model, device=compute.device, dtype=compute.dtype
     )
-    loaded = tasks.load(config.evals, root)
+    ends = turns.end_tokens(model, tokenizer)
+    generation, ignored = models.plain_generation(model, ends, tokenizer.pad_token_id)
     harness = build_harness(model, tokenizer, config.evals.batch_size, cell, what)
     picked = {t.task.config.task: _subset(t, config.evals) for t in loaded}
     bos = proof.prove({t.task.config.task: t.task for t in loaded}, harness, picked)
@@ -64,7 +67,6 @@ def evaluate(
         fewshot_as_multiturn=True,
         fewshot_random_seed=config.evals.fewshot_seed,
     )
-    samples = {name: results["samples"][name] for name in picked}
     conditions = Conditions(
         harness=metadata.version("lm_eval"),
         engine=engine(),
@@ -81,9 +83,12 @@ def evaluate(
         num_fewshot=", ".join(f"{t.task.config.task}: {t.task.config.num_fewshot}" for t in loaded)
         + "; as turns",
         seeds=f"fewshot {config.evals.fewshot_seed}, subset {config.evals.subset_seed}",
+        generation=generation,
     )
-    metrics = _grouped(loaded, samples)
-    return Scores(conditions=conditions, metrics=metrics, tokens=harness.tokens)
+    scored = _grouped(loaded, results)
+    return Scores(
+        conditions=conditions, metrics=scored, tokens=harness.tokens, generation_ignored=ignored
+    )
 
 
 def engine() -> str:
@@ -106,82 +111,15 @@ def _subset(loaded: tasks.LoadedTask, config: EvalsConfig) -> list[int]:
     return sorted(random.Random(config.subset_seed).sample(range(total), limit))
 
 
-def _grouped(loaded: list[tasks.LoadedTask], samples: dict[str, Any]) -> tuple[MetricScores, ...]:
+def _grouped(loaded: list[tasks.LoadedTask], results: dict[str, Any]) -> tuple[MetricScores, ...]:
     groups: dict[str, list[Any]] = {}
     for item in loaded:
         groups.setdefault(item.name, []).append(item.task)
     return tuple(
         metric
         for name, members in groups.items()
-        for metric in _metrics(name, members, [samples[task.config.task] for task in members])
+        for metric in metrics.collect(name, members, results)
     )
-
-
-def _metrics(name: str, members: list[Any], logs: list[list[Any]]) -> list[MetricScores]:
-    """The metrics of one task, or of a group whose documents are taken together."""
-    rows = [row for log in logs for row in sorted(log, key=lambda row: row["doc_id"])]
-    filters = list(dict.fromkeys(row["filter"] for row in rows))
-    better = members[0].higher_is_better()
-    found: list[MetricScores] = []
-    for filter_name in filters:
-        mine = [row for row in rows if row["filter"] == filter_name]
-        for metric in mine[0]["metrics"]:
-            values, weights = _values(metric, [row[metric] for row in mine])
-            if values is None:
-                continue
-            suffix = "" if len(filters) == 1 else f"@{filter_name}"
-            found.append(
-                MetricScores(
-                    task=name,
-                    metric=metric + suffix,
-                    higher_is_better=bool(better[metric]),
-                    values=tuple(values),
-                    weights=tuple(weights) if weights else None,
-                    doc_ids=_doc_ids(mine, grouped=len(members) > 1),
-                    docs_sha256=tasks.documents_digest([row["doc_hash"] for row in mine]),
-                    task_version=str(members[0].VERSION),
-                    chance=_chance(members[0], mine),
-                    available=sum(len(task.eval_docs) for task in members),
-                )
-            )
-    return found
-
-
-def _doc_ids(rows: list[Any], *, grouped: bool) -> tuple[int, ...]:
-    # The members of a group number their documents from 0 each.
-    return tuple(range(len(rows))) if grouped else tuple(row["doc_id"] for row in rows)
-
-
-def _values(metric: str, raw: list[Any]) -> tuple[list[float] | None, list[float] | None]:
-    """Values a document, with weights where the mean is weighted.
-
-    Bits per byte comes as (log-likelihood in nats, bytes): the corpus value is the mean of the
-    documents' values weighted by their bytes.
-    """
-    if metric == "bits_per_byte":
-        values = [-ll / math.log(2) / size for ll, size in raw]
-        _require_finite(metric, values)
-        return values, [float(size) for _, size in raw]
-    if all(isinstance(value, (bool, int, float)) or hasattr(value, "item") for value in raw):
-        values = [round(float(value), 6) for value in raw]
-        _require_finite(metric, values)
-        return values, None
-    # Perplexities repeat bits per byte; list-valued metrics have no value a document.
-    return None, None
-
-
-def _require_finite(metric: str, values: list[float]) -> None:
-    if not all(map(math.isfinite, values)):
-        raise StageError(
-            f"eval: {metric} is not a number for {sum(not math.isfinite(v) for v in values)} "
-            "documents; the model's weights hold NaN, or model.dtype is too narrow for them"
-        )
-
-
-def _chance(task: Any, rows: list[Any]) -> float | None:
-    if task.OUTPUT_TYPE != "multiple_choice":
-        return None
-    return sum(1 / len(row["arguments"]) for row in rows) / len(rows)
 
 
 def _digest(*texts: str) -> str:

@@ -13,7 +13,9 @@ def build_harness(model: Any, tokenizer: Any, batch_size: int, cell: str, what: 
     """Wrap a loaded model for lm-eval.
 
     Args:
-        model: causal language model.
+        model: causal language model, its generation made plain (`models.plain_generation`). A
+            row that has ended must be padded while its batch goes on: lm-eval decodes without
+            special tokens, so an end token that is only a stop string could not be found again.
         tokenizer: with the template installed.
         batch_size: documents a forward pass.
         cell: the cell's place in the sweep, for the display.
@@ -121,10 +123,7 @@ def build_harness(model: Any, tokenizer: Any, batch_size: int, cell: str, what: 
             return logits
 
         def _model_generate(self, context: Any, **kwargs: Any) -> Any:
-            # A row that has ended must be padded while the batch goes on: lm-eval decodes without
-            # special tokens, so an end token that is only a stop string could not be found again.
-            ends = turns.end_tokens(self.model, self.tokenizer)
-            generated = super()._model_generate(context, eos_token_id=ends, **kwargs)
+            generated = super()._model_generate(context, **kwargs)
             self.tokens += generated.numel()
             self.advance(len(context))
             return generated

@@ -312,6 +312,38 @@ def attention_missing(config: ModelConfig, error: ImportError) -> BackendUnavail
     )
 
 
+def plain_generation(model: Any, ends: list[int], pad_token_id: int) -> tuple[str, str]:
+    """Make `model` answer greedily, whatever its own generation_config says.
+
+    Settings such as repetition_penalty or suppress_tokens would change answers that tasks and
+    probes call greedy, and a template or tuning is not what changed them.
+
+    Args:
+        model: causal language model.
+        ends: ids of the tokens that end an answer (`turns.end_tokens`).
+        pad_token_id: what pads the rows of a batch that have ended.
+
+    Returns:
+        What is used, and what of the model's own is not, in words.
+    """
+    from transformers import GenerationConfig
+
+    own = model.generation_config
+    plain = GenerationConfig(
+        bos_token_id=own.bos_token_id, eos_token_id=ends, pad_token_id=pad_token_id
+    )
+    kept = {*plain.to_dict()} & {"bos_token_id", "eos_token_id", "pad_token_id", "use_cache"}
+    ignored = {
+        name: value
+        for name, value in sorted(own.to_diff_dict().items())
+        # Flags that are off say nothing.
+        if value not in (None, False) and name not in kept | {"transformers_version"}
+    }
+    model.generation_config = plain
+    used = f"greedy, ends at {', '.join(map(str, ends))}"
+    return used, ", ".join(f"{name}={value}" for name, value in ignored.items())
+
+
 def _make_room(model: Any, token: int) -> None:
     """Add a row for a new pad token, the mean of the old ones.
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ftsuite.config import ProbesConfig, RunConfig
     from ftsuite.devices import Compute
 
-VERSION = 1
+VERSION = 2
 STRICT = {"extra": "forbid"}
 """A misspelt key of a probe file is an error, not a key that is never read."""
 
@@ -113,6 +113,8 @@ def probe(config: RunConfig, compute: Compute, folder: Path, cell: str, what: st
     model = models.load_model(
         folder, tokenizer, config.model, device=compute.device, dtype=compute.dtype
     )
+    ends = turns.end_tokens(model, tokenizer)
+    generation, ignored = models.plain_generation(model, ends, tokenizer.pad_token_id)
     results = [_probe_one(one, model, tokenizer, config.probes, cell, what) for one in probes]
     settings = {
         "max_new_tokens": config.probes.max_new_tokens,
@@ -120,6 +122,8 @@ def probe(config: RunConfig, compute: Compute, folder: Path, cell: str, what: st
         "top_p": config.probes.top_p,
         "batch_size": config.probes.batch_size,
         "seed": config.probes.seed,
+        "model": generation,
+        "ignored": ignored,
     }
     return ProbeReport(probes=tuple(results), generation=settings)
 
@@ -191,6 +195,8 @@ def _generate(
     sampling: dict[str, Any] = {"do_sample": False}
     if config.temperature > 0:
         sampling = {"do_sample": True, "temperature": config.temperature, "top_p": config.top_p}
+        # transformers would take the 50 likeliest tokens alone.
+        sampling["top_k"] = 0
     answers: list[str] = []
     for start in range(0, len(texts), config.batch_size):
         batch = texts[start : start + config.batch_size]
@@ -204,7 +210,6 @@ def _generate(
                 input_ids=ids_BT.to(model.device),
                 attention_mask=mask_BT.to(model.device),
                 max_new_tokens=config.max_new_tokens,
-                eos_token_id=turns.end_tokens(model, tokenizer),
                 stop_strings=list(turns.dialect(tokenizer).stops),
                 tokenizer=tokenizer,
                 pad_token_id=pad,

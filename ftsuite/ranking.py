@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 from ftsuite import statistics
 from ftsuite.compare import (
     CONDITIONS,
+    corpus_value,
     find_comparison,
     find_metric,
-    mean,
     metric_reasons,
+    paired,
     show,
     verdict,
 )
@@ -99,9 +100,10 @@ def ranking(records: Sequence[RunRecord], rank_by: str, alpha: float) -> Ranking
     metrics = _same_documents(cells, rank_by)
     higher = next(iter(metrics.values())).higher_is_better
     best, near = _near(metrics, alpha)
-    means = {run_id: (-1 if higher else 1) * mean(metric) for run_id, metric in metrics.items()}
+    sign = -1 if higher else 1
+    values = {run_id: sign * corpus_value(metric) for run_id, metric in metrics.items()}
     # The best comes first even if rounding makes its equals look better.
-    order = sorted(means, key=lambda run_id: (run_id != best, means[run_id]))
+    order = sorted(values, key=lambda run_id: (run_id != best, values[run_id]))
     adjusted = adjusted_p_values(cells, rank_by)
     excluded = {
         record.run_id: why
@@ -127,12 +129,20 @@ def ranking(records: Sequence[RunRecord], rank_by: str, alpha: float) -> Ranking
 
 
 def _near(metrics: Mapping[str, MetricScores], alpha: float) -> tuple[str, set[str]]:
+    values = {run_id: corpus_value(metric) for run_id, metric in metrics.items()}
     first = next(iter(metrics.values()))
+
+    def p_value(best: str, other: str) -> float:
+        if len(first.doc_ids) == 1:
+            # One document has no spread to judge by: only exact ties are alike.
+            return float(values[best] == values[other])
+        try:
+            return paired(metrics[best], metrics[other]).p_value
+        except ValueError as error:
+            raise ComparisonError(f"the cells have no order by {first.name}: {error}") from error
+
     return statistics.not_worse_than_best(
-        {run_id: metric.values for run_id, metric in metrics.items()},
-        first.weights,
-        higher_is_better=first.higher_is_better,
-        alpha=alpha,
+        values, p_value, higher_is_better=first.higher_is_better, alpha=alpha
     )
 
 

@@ -174,26 +174,44 @@ class Conditions:
     num_fewshot: str
     """Few-shot examples a task, and how they are rendered."""
     seeds: str
+    generation: str = ""
+    """How answers are generated, where the task does not say otherwise; with the end tokens."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MetricScores:
-    """The values of one metric on one task, one a document."""
+    """One metric of one model on one task: what its value is computed from, document by document.
+
+    Filled are `values` where the metric is a mean, `statistics` where its aggregation is another
+    that lm-eval knows (aggregation.py), `replicates` where it is a function of the task's own.
+    """
 
     task: str
     metric: str
     higher_is_better: bool
     values: tuple[float, ...]
+    """One value a document where the metric is their mean; empty otherwise."""
     weights: tuple[float, ...] | None = None
     """Weights of the mean; for bits per byte the documents' bytes."""
+    aggregation: str = "mean"
+    """lm-eval's name of it, or the task's function."""
+    value: float | None = None
+    """Value over all documents, as lm-eval aggregates it; None in records of before 0.2."""
+    statistics: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    """Column → one number a document, to be summed (log-likelihoods in nats, counts)."""
+    replicates: tuple[float, ...] = ()
+    """Values on seeded resamples of the documents, the same for every model."""
     doc_ids: tuple[int, ...]
+    """Numbers of the documents, within its member where the task is a group."""
+    members: dict[str, int] = field(default_factory=dict)
+    """Members of a group with their number of documents, in the documents' order."""
     docs_sha256: str
     """Hash over the documents' own hashes, in order."""
     task_version: str
     chance: float | None = None
     """Score of a uniformly random choice, where the task has one."""
     available: int
-    """Documents the task has; more than len(values) means a seeded subset."""
+    """Documents the task has; more than len(doc_ids) means a seeded subset."""
 
     def __post_init__(self) -> None:
         """Refuse values that the metric cannot give."""
@@ -213,6 +231,8 @@ class Scores:
     metrics: tuple[MetricScores, ...]
     tokens: int
     """Tokens scored or generated."""
+    generation_ignored: str = ""
+    """Settings of the model's own generation_config that were not used."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,7 +15,7 @@ import numpy as np
 from scipy import special
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     import numpy.typing as npt
 
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     Findings = tuple[float, float, float, str, float | None]  # low, high, p, method, detectable
 
 _Z95 = float(special.ndtri(0.975))
-_Z_DETECT = _Z95 + float(special.ndtri(0.8))  # standard errors: p < 0.05 in 80 % of runs
-_FEWEST_TO_DETECT = 6  # items, as neither sign flips nor McNemar go below p = 2 / 2**n
+DETECT_SD = _Z95 + float(special.ndtri(0.8))  # standard errors: p < 0.05 in 80 % of runs
+FEWEST_TO_DETECT = 6  # items, as neither sign flips nor McNemar go below p = 2 / 2**n
 _FLIPS = 10_000
 _BATCH = 100  # flips at a time, so that 10,000 items take 8 MB
 _ENUMERATE_UP_TO = 13
@@ -143,13 +143,13 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return [min(1.0, float(p_value)) for p_value in adjusted[np.argsort(order)]]
 
 
-def detectable_difference(n: int, discordance: float) -> float:
+def detectable_difference(n: int, discordance: float) -> float | None:
     """Give the smallest accuracy difference (a share) ``n`` items detect: 80 % power at 5 %.
 
     The larger of ``z sqrt(discordance / n)``, ``z = z.975 + z.8`` (Card et al. 2020; Miller 2024)
     and ``z**2 / n``: models cannot differ by more than their discordance, and the second is where
     a difference that is all of it is detected. The exact test then has 77 to 86 % power (n >= 20).
-    Above 1, which means none, only with fewer than 6 items.
+    None with fewer than 6 items: not even a difference of 1 is detected then.
 
     Args:
         n: Number of items planned, at least 1.
@@ -160,9 +160,10 @@ def detectable_difference(n: int, discordance: float) -> float:
     """
     _require(n >= 1, f"n is {n}: give the number of items, at least 1")
     _require_probability("discordance", discordance)
-    detectable = max(_Z_DETECT * math.sqrt(discordance / n), _Z_DETECT**2 / n)
-    # A difference of 1 shows on every item, which 6 items always detect and 5 never do.
-    return detectable if n < _FEWEST_TO_DETECT else min(1.0, detectable)
+    if n < FEWEST_TO_DETECT:
+        return None
+    # A difference of 1 shows on every item, which 6 items always detect.
+    return min(1.0, max(DETECT_SD * math.sqrt(discordance / n), DETECT_SD**2 / n))
 
 
 def verdict(
@@ -187,41 +188,33 @@ def verdict(
 
 
 def not_worse_than_best(
-    scores: Mapping[str, Scores],
-    weights: Scores | None = None,
+    values: Mapping[str, float],
+    p_value: Callable[[str, str], float],
     *,
     higher_is_better: bool,
     alpha: float = 0.05,
-    seed: int = 0,
 ) -> tuple[str, set[str]]:
     """Give the best candidate, and the set of it and all that are not significantly worse.
 
-    Best is the best (weighted) mean, of equals the first in ``scores``. Each other candidate is
-    set against it by `paired_difference`, with `holm` over these comparisons; the fewer the items,
-    the larger the set. One item has no spread to judge by: the set then holds only exact ties.
+    Each other candidate is set against the best, with `holm` over these comparisons; the fewer the
+    items, the larger the set.
 
     Args:
-        scores: Scores by candidate, each of shape ``[n]``, on the same items in the same order.
-        weights: Positive weights, shape ``[n]``, or None for equal weights.
+        values: Value of each candidate; of equals the first is the best.
+        p_value: Paired test of two candidates, by name.
         higher_is_better: False for losses such as bits per byte.
         alpha: Level of the test, in [0, 1].
-        seed: Seed of the sampled sign flips.
 
     Raises:
-        ValueError: No candidates, or scores, weights or alpha that are out of range.
+        ValueError: No candidates, or alpha outside [0, 1].
     """
     _require_probability("alpha", alpha)
-    _require(len(scores) > 0, "scores is empty: give the scores of at least one candidate")
-    n = len(next(iter(scores.values())))
-    vectors = {name: _vector(f"scores[{name!r}]", scores[name], n) for name in scores}
-    item_weights = _weights(weights, n)
-    pick = max if higher_is_better else min
-    best = pick(vectors, key=lambda name: float(np.average(vectors[name], weights=item_weights)))
-    others = [name for name in vectors if name != best]
-    if n == 1 or not others:
-        return best, {name for name in vectors if vectors[name][0] == vectors[best][0]}
-    pairs = [paired_difference(scores[best], scores[name], weights, seed=seed) for name in others]
-    adjusted = holm([pair.p_value for pair in pairs])
+    _require(len(values) > 0, "values is empty: give the value of at least one candidate")
+    best = (max if higher_is_better else min)(values, key=lambda name: values[name])
+    others = [name for name in values if name != best]
+    if not others:
+        return best, {best}
+    adjusted = holm([p_value(best, name) for name in others])
     return best, {best} | {name for name, p in zip(others, adjusted, strict=True) if p >= alpha}
 
 
@@ -232,7 +225,7 @@ def _binary(base: Vector, tuned: Vector) -> Findings:
     half = _Z95 * math.sqrt((discordance - centre**2) / (n + 2))
     p_value = min(1.0, 2 * float(special.bdtr(min(won, lost), won + lost, 0.5)))
     method = "exact McNemar; Agresti-Min interval"
-    detectable = detectable_difference(n, discordance) if n >= _FEWEST_TO_DETECT else None
+    detectable = detectable_difference(n, discordance)
     return max(-1.0, centre - half), min(1.0, centre + half), p_value, method, detectable
 
 
@@ -244,7 +237,7 @@ def _continuous(base: Vector, tuned: Vector, weights: Vector, seed: int) -> Find
         error = 0.0
     half = float(special.stdtrit(n - 1, 0.975)) * error
     p_value, test = _sign_flip_test(weights * (tuned - base), seed)
-    detectable = _Z_DETECT * error if error and n >= _FEWEST_TO_DETECT else None
+    detectable = DETECT_SD * error if error and n >= FEWEST_TO_DETECT else None
     return difference - half, difference + half, p_value, f"{test}; Student-t interval", detectable
 
 
@@ -253,16 +246,37 @@ def _sign_flip_test(contributions: Vector, seed: int) -> tuple[float, str]:
     terms = contributions[contributions != 0]
     # Sums that are equal on paper differ by rounding; counting them keeps the test valid.
     threshold = abs(float(terms.sum())) - 1e-12 * float(np.abs(terms).sum())
-    if terms.size <= _ENUMERATE_UP_TO:
-        signs = 1.0 - 2.0 * (np.arange(2**terms.size)[:, None] >> np.arange(terms.size) & 1)
-        return float(np.mean(np.abs(signs @ terms) >= threshold)), "exact sign-flip permutation"
+    exact, batches = swaps(terms.size, seed)
+    extreme = total = 0
+    for batch in batches:
+        extreme += int(np.sum(np.abs((1.0 - 2.0 * batch) @ terms) >= threshold))
+        total += len(batch)
+    if exact:
+        return extreme / total, "exact sign-flip permutation"
+    return (extreme + 1) / (total + 1), f"sign-flip permutation ({total:,} flips)"
+
+
+def swaps(items: int, seed: int) -> tuple[bool, Iterable[npt.NDArray[np.int64]]]:
+    """Give the ways to swap two models on each item, in batches of shape ``[ways, items]``.
+
+    All of them for up to 13 items, else 10,000 that are drawn; then the ways that are observed
+    count as one more: without it p could be 0 (Phipson & Smyth 2010).
+
+    Args:
+        items: Number of items on which the models differ.
+        seed: Seed of the drawn ways.
+
+    Returns:
+        Whether these are all the ways there are, and the batches of 0 (keep) and 1 (swap).
+    """
+    if items <= _ENUMERATE_UP_TO:
+        return True, [np.arange(2**items)[:, None] >> np.arange(items) & 1]
     rng = np.random.default_rng(seed)
-    extreme = 0
-    for _ in range(_FLIPS // _BATCH):
-        signs = 1.0 - 2.0 * rng.integers(0, 2, size=(_BATCH, terms.size), dtype=np.int8)
-        extreme += int(np.sum(np.abs(signs @ terms) >= threshold))
-    # The observed signs count as one more flip: without it p could be 0 (Phipson & Smyth 2010).
-    return (extreme + 1) / (_FLIPS + 1), f"sign-flip permutation ({_FLIPS:,} flips)"
+    size = (_BATCH, items)
+    return False, (
+        rng.integers(0, 2, size=size, dtype=np.int8).astype(np.int64)
+        for _ in range(_FLIPS // _BATCH)
+    )
 
 
 def _standard_error(values: Vector, weights: Vector) -> float:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
+import numpy as np
 import pytest
 from synthetic import (
     ARC,
@@ -28,14 +30,16 @@ from ftsuite.compare import (
 from ftsuite.compare import (
     apply_gates,
     compare_scores,
+    corpus_value,
     incomparable,
     require_comparable,
+    value_interval,
     worsening,
 )
 from ftsuite.config import GatesConfig
 from ftsuite.errors import ComparisonError
 from ftsuite.ranking import adjusted_p_values, cost, ranking
-from ftsuite.records import Comparison, Conditions, MetricScores, Scores
+from ftsuite.records import Comparison, Conditions, MetricScores, RunRecord, Scores
 
 OTHER: dict[str, Any] = {"batch_size": 16}
 
@@ -294,3 +298,102 @@ def test_holm_family_is_every_test_comparison_of_complete_cells() -> None:
     smallest = min(adjusted, key=lambda key: raw[key])
     assert adjusted[smallest] == pytest.approx(16 * raw[smallest])
     assert adjusted_p_values([make_failed()], RANK_BY) == {}
+
+
+# --- metrics that are not means -------------------------------------------------------------
+
+
+def perplexity(shift: float, *, n: int = 60, seed: int = 0, **changes: Any) -> MetricScores:
+    """LAMBADA-like: log-likelihoods that are `shift` nats better than -3."""
+    noise = np.random.default_rng(seed).normal(0, 0.1, n)
+    scores = np.random.default_rng(7).normal(-3, 1, n) + shift + noise
+    plain = MetricScores(
+        task="last_word",
+        metric="perplexity",
+        higher_is_better=False,
+        values=(),
+        aggregation="perplexity",
+        value=math.exp(-float(scores.mean())),
+        statistics={"log_likelihood": tuple(float(score) for score in scores)},
+        doc_ids=tuple(range(n)),
+        docs_sha256="d",
+        task_version="1",
+        available=n,
+    )
+    return dataclasses.replace(plain, **changes)
+
+
+def compared(base: MetricScores, tuned: MetricScores) -> Comparison:
+    (found,) = compare_scores(scores_of(base), scores_of(tuned))
+    return found
+
+
+def test_a_lower_perplexity_is_an_improvement() -> None:
+    """The sign was inverted: higher log-likelihoods were called worse."""
+    found = compared(perplexity(0.0), perplexity(0.3, seed=1))
+    assert found.base is not None and found.tuned is not None and found.high is not None
+    assert found.base == pytest.approx(corpus_value(perplexity(0.0)))
+    assert found.tuned < found.base and found.high < 0
+    assert found.p_value is not None and found.p_value < 0.001
+    worse = worsening(found)
+    assert worse is not None and worse < 0
+    assert found.method.startswith("swap permutation")
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"aggregation": "nanmean"}, "aggregation differs: base 'perplexity', tuned 'nanmean'"),
+        ({"members": {"a": 30, "b": 30}}, "documents of the group's members differs"),
+        ({"higher_is_better": True}, "direction of better differs"),
+    ],
+)
+def test_other_aggregations_are_not_paired(changes: dict[str, Any], reason: str) -> None:
+    assert reason in compared(perplexity(0.0), perplexity(0.1, **changes)).refused
+
+
+def test_documents_of_a_group_are_told_apart_by_member() -> None:
+    members = {"a": 30, "b": 30}
+    base = perplexity(0.0, members=members, doc_ids=(*range(30), *range(30)))
+    tuned = perplexity(0.0, members=members, doc_ids=(*range(30), *range(1, 31)))
+    assert "base 60, tuned 60, 59 in common" in compared(base, tuned).refused
+
+
+def test_an_own_function_is_compared_by_its_resamples() -> None:
+    def own(value: float, *replicates: float) -> MetricScores:
+        return perplexity(
+            0.0,
+            aggregation="utils.own",
+            value=value,
+            statistics={},
+            replicates=replicates,
+            higher_is_better=True,
+        )
+
+    found = compared(own(0.5, 0.4, 0.5, 0.6), own(0.8, 0.8, 0.7, 0.9))
+    assert (found.base, found.tuned) == (0.5, 0.8)
+    assert found.difference == pytest.approx(0.3)
+    assert "3 paired resamples" in found.method
+    assert "resamples: score both" in compared(own(0.5, 0.4), own(0.8)).refused
+    assert value_interval(own(0.5, 0.4, 0.5, 0.6))[0] == 0.5
+
+
+def test_cells_are_ranked_by_the_value_of_the_corpus() -> None:
+    def cell(label: str, shift: float, seed: int) -> RunRecord:
+        record = make_record(label)
+        assert record.tuned is not None
+        scored = perplexity(shift, seed=seed)
+        tuned = dataclasses.replace(record.tuned, metrics=(*record.tuned.metrics, scored))
+        return dataclasses.replace(record, tuned=tuned)
+
+    # The best has the lowest perplexity, which is the highest log-likelihood.
+    bad, good, alike = cell("a=1", 0.0, 1), cell("a=2", 0.5, 2), cell("a=3", 0.5, 3)
+    found = ranking([bad, good, alike], "last_word/perplexity", 0.05)
+    assert not found.higher_is_better
+    assert found.order[-1] == bad.run_id
+    assert found.within_noise == {good.run_id, alike.run_id}
+
+
+def test_records_of_before_have_a_mean() -> None:
+    metric = make_metric("t/acc", 0.25, n=8, seed=0)
+    assert metric.value is None and corpus_value(metric) == 0.25

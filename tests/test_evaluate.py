@@ -15,7 +15,7 @@ from tiny import save_tiny_model
 
 from ftsuite import evaluate, models, tasks, templates, turns
 from ftsuite.choices import SystemPlace
-from ftsuite.compare import compare_scores, mean
+from ftsuite.compare import compare_scores, corpus_value
 from ftsuite.config import EvalsConfig, ModelConfig, RunConfig, TemplateConfig
 from ftsuite.errors import DataError, StageError
 from ftsuite.resources import conf_dir, evals_dir
@@ -94,9 +94,9 @@ def test_means_are_lm_evals_own_aggregates(
         own = next(
             v for k, v in lm_eval_results["results"][task].items() if k.startswith(f"{kind},")
         )
-        assert mean(metric) == pytest.approx(own, abs=1e-9)
+        assert corpus_value(metric) == pytest.approx(own, abs=1e-9)
         assert len(metric.values) == len(metric.doc_ids) == 20
-    assert 0 < mean(found["intent_choice/acc"]) < 1
+    assert 0 < corpus_value(found["intent_choice/acc"]) < 1
     assert found["intent_choice/acc"].chance == pytest.approx(0.1)
     assert found["intent_exact/exact_match"].chance is None
     assert found["prose_bpb/bits_per_byte"].higher_is_better is False
@@ -347,13 +347,68 @@ def test_members_of_a_group_are_taken_together(
     whole = score(config, tmp_path)
     (metric,) = whole.metrics
     assert metric.name == "mmlu/acc" and metric.available == 9
-    assert metric.doc_ids == tuple(range(9)) and metric.chance == pytest.approx(0.25)
+    assert metric.members == {"mmlu_anatomy": 5, "mmlu_virology": 4}
+    assert metric.doc_ids == (*range(5), *range(4)) and metric.chance == pytest.approx(0.25)
     own = results[0]["results"]
     assert set(own) == {"mmlu_anatomy", "mmlu_virology"}
     expected = (5 * own["mmlu_anatomy"]["acc,none"] + 4 * own["mmlu_virology"]["acc,none"]) / 9
-    assert mean(metric) == pytest.approx(expected)
+    assert corpus_value(metric) == pytest.approx(expected)
     assert "about anatomy" in results[0]["samples"]["mmlu_anatomy"][0]["arguments"][0][0]
     # A limit counts for each member, as in lm-eval.
     config.evals.limit = 2
     (few,) = score(config, tmp_path).metrics
     assert len(few.values) == 4 and few.docs_sha256 != metric.docs_sha256
+    assert few.members == {"mmlu_anatomy": 2, "mmlu_virology": 2}
+
+
+# --- the model's own generation settings ----------------------------------------------------
+
+
+OWN_SETTINGS = {
+    "repetition_penalty": 1.5,
+    "no_repeat_ngram_size": 2,
+    "suppress_tokens": [40, 41],
+    "do_sample": True,
+    "top_k": 3,
+    "top_p": 0.7,
+    "temperature": 2.0,
+}
+
+
+def with_settings(folder: Path) -> Path:
+    """The same weights with a generation_config.json that changes greedy answers."""
+    save_tiny_model(folder)
+    path = folder / "generation_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | OWN_SETTINGS))
+    return folder
+
+
+def test_generation_config_of_the_model_changes_no_answer(
+    tiny_model: Path, tmp_path: Path, results: list[Any]
+) -> None:
+    folder = with_settings(tmp_path / "own")
+    plain, own = (
+        score(config_of(model, tasks=["intent_exact"]), tmp_path) for model in (tiny_model, folder)
+    )
+    before, after = (seen["samples"]["intent_exact"] for seen in results)
+    assert [row["resps"] for row in before] == [row["resps"] for row in after]
+    assert plain.conditions == own.conditions
+    assert own.conditions.generation == "greedy, ends at 0"
+    assert plain.generation_ignored == ""
+    assert own.generation_ignored.startswith("do_sample=True, no_repeat_ngram_size=2, repetition_")
+
+
+def test_those_settings_would_change_answers(tiny_model: Path, tmp_path: Path) -> None:
+    """What the test above is worth."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    ids = torch.tensor([[5, 6, 7, 8]])
+    folders = (tiny_model, with_settings(tmp_path / "own"))
+    said = [
+        AutoModelForCausalLM.from_pretrained(folder)
+        .generate(input_ids=ids, do_sample=False, max_new_tokens=12)
+        .tolist()
+        for folder in folders
+    ]
+    assert said[0] != said[1]

@@ -16,7 +16,7 @@ import yaml
 from synthetic import BITS, HEADLINE, make_failed, make_record, make_study
 
 from ftsuite.choices import Tracker
-from ftsuite.compare import mean
+from ftsuite.compare import corpus_value
 from ftsuite.config import TrackingConfig
 from ftsuite.errors import SECRET_VARIABLES, BackendUnavailable, ConfigError
 from ftsuite.tracking import check, safe_name, track, values
@@ -325,7 +325,7 @@ def test_tensorboard_reads_back(tmp_path: Path) -> None:
     assert [event.value for event in loss] == pytest.approx([p.loss for p in record.train.curve])
     (score,) = events.Scalars(f"tuned/{HEADLINE}")
     assert record.tuned is not None
-    assert score.value == pytest.approx(mean(record.tuned.metrics[1]))
+    assert score.value == pytest.approx(corpus_value(record.tuned.metrics[1]))
     assert score.step == record.train.steps
     (probes,) = events.Tensors("probes")
     assert "ye boil it in the galley" in probes.tensor_proto.string_val[0].decode()

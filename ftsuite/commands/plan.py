@@ -250,6 +250,8 @@ def _speed_words(cell: PlannedCell) -> str:
 
 
 def _detectable_words(found: dict[str, Any]) -> str:
+    if found["items"] and found["difference"] is None:
+        return f"detectable on {found['metric']}: nothing with {found['items']} items"
     if found["difference"] is None:
         return f"detectable on {found['metric']}: not known, its documents are not counted yet"
     return (

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ftsuite.compare import find_comparison, find_metric
+from ftsuite.compare import find_comparison, find_metric, paired
 from ftsuite.ranking import cost
 from ftsuite.reporting import formats as fmt
 from ftsuite.reporting import probes
 from ftsuite.reporting.tables import difference_of, interval_of, train_seconds
-from ftsuite.statistics import Verdict, paired_difference
+from ftsuite.statistics import Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -77,7 +77,7 @@ def _why(study: Study, cell: RunRecord) -> str:
     text = (
         f"**Why this one.** It scores {interval_of(mine)} on validation ({fmt.code(study.rank_by)}"
     )
-    text += f", {fmt.plural(len(mine.values), 'document')})" if mine else ")"
+    text += f", {fmt.plural(len(mine.doc_ids), 'document')})" if mine else ")"
     if len(study.cells) == 1:
         return f"{text}; it is the only cell that finished, so nothing was chosen."
     best = next(other for other in study.cells if other.run_id == order.best)
@@ -172,9 +172,9 @@ def _sentence(parts: Sequence[str]) -> str:
 
 def _between(best: RunRecord, other: RunRecord, name: str) -> float | None:
     one, two = find_metric(best.tuned, name), find_metric(other.tuned, name)
-    if one is None or two is None or len(one.values) < 2:
+    if one is None or two is None or len(one.doc_ids) < 2:
         return None
-    return paired_difference(one.values, two.values, one.weights).minimum_detectable
+    return paired(one, two).minimum_detectable
 
 
 def losses(study: Study) -> str:
@@ -220,7 +220,7 @@ def quality_for_cost(study: Study) -> str:
         return f"The cheaper {names} {'is' if len(cheaper) == 1 else 'are'} {qualifier}."
     one, two = find_metric(cell.tuned, study.rank_by), find_metric(best.tuned, study.rank_by)
     assert one is not None and two is not None  # both were ranked by it
-    apart = paired_difference(one.values, two.values, one.weights) if len(one.values) > 1 else None
+    apart = paired(one, two) if len(one.doc_ids) > 1 else None
     gain = f"{fmt.change(apart.difference)} {fmt.interval(apart.low, apart.high)}" if apart else "–"
     times = cost(best)[0] / cost(cell)[0] if cost(cell)[0] else 0.0
     longer = cost(best)[1] - cost(cell)[1]

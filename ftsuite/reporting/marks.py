@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ftsuite.compare import find_metric
+from ftsuite.compare import corpus_value, find_metric, value_interval
 from ftsuite.reporting import formats as fmt
 from ftsuite.reporting.svg import MUTED, spread
-from ftsuite.statistics import mean_interval
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,16 +17,16 @@ MOST_LABELS = 12
 """Cells that a plot names; of more only the recommended and the best."""
 
 Point = tuple[float, float, float]
-"""Mean and the ends of its 95 % interval."""
+"""Value and the ends of its 95 % interval."""
 
 
 def point_of(metric: MetricScores | None) -> Point | None:
-    """Mean and 95 % interval of one model; a single value is its own interval."""
-    if metric is None or not metric.values:
+    """Value and 95 % interval of one model; that of a single document is its own interval."""
+    if metric is None or not metric.doc_ids:
         return None
-    if len(metric.values) == 1:
-        return (metric.values[0],) * 3
-    return mean_interval(metric.values, metric.weights)
+    if len(metric.doc_ids) == 1:
+        return (corpus_value(metric),) * 3
+    return value_interval(metric)
 
 
 def tuned_points(cells: Sequence[RunRecord], name: str) -> dict[str, Point]:
@@ -38,8 +37,12 @@ def tuned_points(cells: Sequence[RunRecord], name: str) -> dict[str, Point]:
 
 def base_points(cells: Sequence[RunRecord], name: str) -> list[Point]:
     """The base's score, once for each different base."""
-    metrics = {metric.values: metric for cell in cells if (metric := find_metric(cell.base, name))}
-    return [point for metric in metrics.values() if (point := point_of(metric))]
+    different: list[MetricScores] = []
+    for cell in cells:
+        metric = find_metric(cell.base, name)
+        if metric is not None and metric not in different:
+            different.append(metric)
+    return [point for metric in different if (point := point_of(metric))]
 
 
 def title_of(name: str) -> str:

@@ -75,11 +75,11 @@ def _data(record: RunRecord) -> Iterable[str]:
 
 def _documents(study: Study) -> list[str]:
     subsets = {
-        metric.task: (len(metric.values), metric.available)
+        metric.task: (len(metric.doc_ids), metric.available)
         for cell in study.cells
         if cell.tuned
         for metric in cell.tuned.metrics
-        if len(metric.values) < metric.available
+        if len(metric.doc_ids) < metric.available
     }
     return _distinct(
         f"{fmt.code(task)} was scored on {n:,} of {available:,} documents (seeded subset)."

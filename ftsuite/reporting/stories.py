@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ftsuite.compare import find_comparison, find_metric
+from ftsuite.compare import find_comparison, find_metric, value_interval
 from ftsuite.reporting import formats as fmt
-from ftsuite.statistics import Verdict, mean_interval
+from ftsuite.statistics import Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,8 +31,8 @@ def metric_notes(study: Study, name: str) -> str:
         first = scores[0]
         if first.chance is not None:
             said.append(f"A random choice scores {fmt.score(first.chance)}.")
-        of = f" of {first.available:,}" if first.available > len(first.values) else ""
-        said.append(f"{len(first.values):,}{of} documents.")
+        of = f" of {first.available:,}" if first.available > len(first.doc_ids) else ""
+        said.append(f"{len(first.doc_ids):,}{of} documents.")
     detectable = [c.minimum_detectable for _, c in pairs if c.minimum_detectable is not None]
     if detectable:
         low, high = fmt.score(min(detectable)), fmt.score(max(detectable))
@@ -81,7 +81,7 @@ def _format_failure(study: Study, name: str) -> str:
             f"Base scores {fmt.score(found.base)}: whether it cannot do the task or only fails the "
             "answer's format is not measured here; a label choice by log-likelihood would tell."
         )
-    mean, low, _ = mean_interval(choice.values, choice.weights)
+    mean, low, _ = value_interval(choice)
     chance = fmt.score(choice.chance)
     if choice.chance is not None and low > choice.chance:
         return (
@@ -100,7 +100,7 @@ def _format_failure(study: Study, name: str) -> str:
 def _choice_metric(study: Study, cell: RunRecord, name: str) -> MetricScores | None:
     """The metric with a chance level that shares the task's family (`intent_…`), else headline."""
     metrics = [m for m in (cell.base.metrics if cell.base else ()) if m.chance is not None]
-    metrics = [m for m in metrics if m.name != study.rank_by and len(m.values) > 1]
+    metrics = [m for m in metrics if m.name != study.rank_by and len(m.doc_ids) > 1]
     family = name.split("/")[0].split("_")[0]
     related = [m for m in metrics if m.task.split("_")[0] == family]
     return next(iter(related), None)
@@ -109,7 +109,7 @@ def _choice_metric(study: Study, cell: RunRecord, name: str) -> MetricScores | N
 def _chance(pairs: Sequence[tuple[RunRecord, Comparison]], name: str) -> str:
     """Say so when a model is not above a random choice."""
     base = find_metric(pairs[0][0].base, name)
-    if base is None or base.chance is None or len(base.values) < 2:
+    if base is None or base.chance is None or len(base.doc_ids) < 2:
         return ""
     said = []
     if _not_above(base):
@@ -122,6 +122,6 @@ def _chance(pairs: Sequence[tuple[RunRecord, Comparison]], name: str) -> str:
 
 
 def _not_above(metric: MetricScores) -> bool:
-    if metric.chance is None or len(metric.values) < 2:
+    if metric.chance is None or len(metric.doc_ids) < 2:
         return False
-    return mean_interval(metric.values, metric.weights)[1] <= metric.chance
+    return value_interval(metric)[1] <= metric.chance

@@ -5,10 +5,9 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from ftsuite.compare import find_comparison, find_metric
+from ftsuite.compare import corpus_value, find_comparison, find_metric, value_interval
 from ftsuite.ranking import cost
 from ftsuite.reporting import formats as fmt
-from ftsuite.statistics import mean_interval
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -50,13 +49,13 @@ def ranked(study: Study) -> str:
 
 
 def interval_of(metric: MetricScores | None) -> str:
-    """`0.875 [0.79, 0.93]`: the mean of one model and its 95 % interval."""
+    """`0.875 [0.79, 0.93]`: the value of one model and its 95 % interval."""
     if metric is None:
         return fmt.NONE
-    if len(metric.values) < 2:
-        return fmt.score(metric.values[0]) if metric.values else fmt.NONE
-    mean, low, high = mean_interval(metric.values, metric.weights)
-    return f"{fmt.score(mean)} {fmt.interval(low, high)}"
+    if len(metric.doc_ids) < 2:
+        return fmt.score(corpus_value(metric)) if metric.doc_ids else fmt.NONE
+    value, low, high = value_interval(metric)
+    return f"{fmt.score(value)} {fmt.interval(low, high)}"
 
 
 def difference_of(comparison: Comparison) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ftsuite.compare import find_comparison, mean
+from ftsuite.compare import corpus_value, find_comparison
 
 if TYPE_CHECKING:
     from ftsuite.records import Comparison, ProbeAnswer, ProbeReport, ProbeResult, RunRecord
@@ -44,8 +44,8 @@ def numbers(record: RunRecord) -> dict[str, float]:
     named: dict[str, float | None] = {}
     for side, scores in (("base", record.base), ("tuned", record.tuned)):
         for metric in scores.metrics if scores else ():
-            if metric.values:
-                named[f"{side}/{metric.name}"] = mean(metric)
+            if metric.doc_ids:
+                named[f"{side}/{metric.name}"] = corpus_value(metric)
     for comparison in record.comparisons:
         named |= _delta(comparison)
     if headline := _headline(record):

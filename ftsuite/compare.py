@@ -31,6 +31,8 @@ CONDITIONS = {
     "engine": "engine",
     "device": "device",
     "seeds": "seeds",
+    "system_place": "place of the system message",
+    "stop": "stop strings",
 }
 """Field of `Conditions` → its name in words."""
 

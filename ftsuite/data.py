@@ -85,6 +85,10 @@ def build(
         packed = pack(split.rows, strategy, data.max_length)
         # Wrapping may leave a piece of a long prompt alone in a sequence.
         split.sequences = [sequence for sequence in packed if trained_tokens(sequence)]
+    # A split without a source of its own was cut from the training rows.
+    sources = dict(_sources(data))
+    for split in splits:
+        split.source = _public_name(sources.get(split.name, data.train))
     return splits, DataSummary(
         source=_public_name(data.train),
         source_sha256=source_sha256(data),

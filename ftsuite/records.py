@@ -44,6 +44,8 @@ class SplitSummary:
     """Sequences after packing (equals rows when packing is off)."""
     sha256: str
     """Hash of the kept rows' token ids and loss masks."""
+    source: str = ""
+    """File name or Hub id that the rows came from; empty in records that do not say."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +94,8 @@ class TrainSummary:
     """Loss on the validation split at the end, nats/token."""
     curve: tuple[CurvePoint, ...]
     resumed_from_step: int = 0
+    isolation_difference: float | None = None
+    """Largest |Δ logit| of a document packed with another against alone; None: not measured."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,6 +133,10 @@ class Conditions:
     num_fewshot: str
     """Few-shot examples a task, and how they are rendered."""
     seeds: str
+    system_place: str = ""
+    """Where system messages went: 'native', 'first_user' or 'none'; empty: not recorded."""
+    stop: str = ""
+    """Stop strings of generation; empty: none, or not recorded."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,6 +157,8 @@ class MetricScores:
     """Score of a uniformly random choice, where the task has one."""
     available: int
     """Documents the task has; more than len(values) means a seeded subset."""
+    split: str = ""
+    """Split of the task's documents: 'train', 'validation' or 'test'; empty: not recorded."""
 
     @property
     def name(self) -> str:

@@ -36,6 +36,8 @@ class Split:
     """One document each, before packing."""
     sequences: list[Sequence] = field(default_factory=list)
     truncated: int = 0
+    source: str = ""
+    """Name of the file or Hub data set that the rows came from, without its folder."""
 
     def summary(self) -> SplitSummary:
         """Return the split's counts."""
@@ -48,6 +50,7 @@ class Split:
             truncated=self.truncated,
             sequences=len(self.sequences),
             sha256=_rows_sha256(self.rows),
+            source=self.source,
         )
 
 

@@ -6,28 +6,16 @@ from typing import TYPE_CHECKING, Any
 
 from ftsuite.compare import find_metric
 from ftsuite.reporting import formats as fmt
+from ftsuite.reporting.evidence import Point, point_of
 from ftsuite.reporting.svg import MUTED, spread
-from ftsuite.statistics import mean_interval
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ftsuite.records import MetricScores, RunRecord
+    from ftsuite.records import RunRecord
 
 MOST_LABELS = 12
 """Cells that a plot names; of more only the recommended and the best."""
-
-Point = tuple[float, float, float]
-"""Mean and the ends of its 95 % interval."""
-
-
-def point_of(metric: MetricScores | None) -> Point | None:
-    """Mean and 95 % interval of one model; a single value is its own interval."""
-    if metric is None or not metric.values:
-        return None
-    if len(metric.values) == 1:
-        return (metric.values[0],) * 3
-    return mean_interval(metric.values, metric.weights)
 
 
 def tuned_points(cells: Sequence[RunRecord], name: str) -> dict[str, Point]:

@@ -140,6 +140,6 @@ def _caption(cells: Sequence[RunRecord], colors: dict[str, str], grey: Sequence[
     of = f"{len(grey)} of {left_out:,}" if left_out > len(grey) else f"{left_out}"
     further = f" Grey: {of} further cells." if left_out else ""
     return (
-        "<sub>Thick: smoothed (centred mean); thin: as logged. A lower loss is no better model: "
-        f"the validation metric decides.{further}</sub>"
+        "<sub>Thick: smoothed (centred mean); thin: as logged. A lower loss does not make a better "
+        f"model: the scores decide.{further}</sub>"
     )

@@ -111,8 +111,8 @@ def _ranking(study: Study) -> str:
         notes.append(f"≈ within noise of the best on {study.rank_words}.")
         if len(study.cells) > 1:
             notes.append(
-                f"The best score on {study.rank_words} is high partly by luck, as it was chosen "
-                "for being the best; the more cells, the more."
+                f"The best score on {study.rank_words} is likely a little too high, as luck helps "
+                "a cell to come first; the more cells, the more."
             )
     if study.headline and study.headline in study.test_metrics:
         split = study.split_of(study.headline)
@@ -120,6 +120,8 @@ def _ranking(study: Study) -> str:
         lines.append(
             f"Base, tuned and difference are of the headline {fmt.code(study.headline)}{where}."
         )
+    elif study.headline and study.headline == study.rank_by:
+        lines.append("Base, tuned and difference are of the same metric, which is not tested.")
     notes.append("Brackets: 95 % intervals.")
     if study.adjusted:
         notes.append(_correction(study))

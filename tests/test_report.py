@@ -163,9 +163,7 @@ def test_a_metric_says_direction_chance_documents_and_power(tmp_path: Path) -> N
 
 def test_a_base_that_fails_the_format_gets_the_fair_baseline(tmp_path: Path) -> None:
     exact = section(text_of(tmp_path / "a", *make_sweep()), f"`{EXACT}`")
-    assert (
-        "**Part of this difference may be format:** base scores 0.000 here (240 documents)" in exact
-    )
+    assert "**The format may be what base fails:** base scores 0.000 here (240 documents)" in exact
     assert f"but 0.279 on `{HEADLINE}`" in exact
     assert (
         "on the 240 documents of that metric, the scores go from 0.279 (base) to between 0.633 "

@@ -37,13 +37,29 @@ def recommendation(study: Study) -> str:
             "be selection on the test set: choose on a validation metric, and report on the test "
             "split."
         )
+    if study.only_seeds:
+        return _seeds(study)
     if cell is None:
-        return (
-            f"**Keep the base model.** {fmt.escape(study.ranking.reason)} See *Regressions and "
-            "gates*."
-        )
+        lead = "Keep the base model"
+        if study.headline and all(study.headline_verdict(c) is None for c in study.cells):
+            lead = "No recommendation: no cell was compared with the base on the headline"
+        return f"**{lead}.** {fmt.escape(study.ranking.reason)} See *Regressions and gates*."
     points = [_why(study, cell), _cost(cell), _watched(study, cell), _not_shown(study, cell)]
     return "\n".join([_lead(study, cell), "", *(f"- {point}" for point in points if point)])
+
+
+def _seeds(study: Study) -> str:
+    """Of repetitions none is to be chosen; how many of them agree is what they tell."""
+    count = len(study.cells)
+    better = sum(study.headline_verdict(cell) is Verdict.BETTER for cell in study.cells)
+    headline = ""
+    if study.headline in study.test_metrics:
+        headline = f" On the headline {fmt.code(study.headline)}, {better} of {count} are better "
+        headline += "than base."
+    return (
+        "**The cells differ in nothing but their seed, so there is nothing to choose.** What "
+        f"separates them is chance, and shows how much the numbers vary.{headline}"
+    )
 
 
 def _lead(study: Study, cell: RunRecord) -> str:
@@ -189,7 +205,8 @@ def _watched(study: Study, cell: RunRecord) -> str:
             f"({difference_of(found)}, {f'**{word}**' if word == Verdict.WORSE else word})"
         )
     said += _probe_changes(cell)
-    return f"**Watched.** {'; '.join(said)}." if said else ""
+    text = "; ".join(said)
+    return f"**Watched.** {text[0].upper()}{text[1:]}." if said else ""
 
 
 def _probe_changes(cell: RunRecord) -> list[str]:

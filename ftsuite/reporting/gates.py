@@ -36,7 +36,7 @@ def words(gate: GateResult, found: Comparison | None) -> str:
     """`0.054 worse, 0.050 is allowed; the limit lies inside the interval [0.039, 0.070]`."""
     ends = _worsening_interval(found)
     if ends is None:
-        return gate.reason
+        return fmt.escape(gate.reason, limit=200)
     observed, limit = _apart(abs(gate.observed), gate.limit)
     amount = f"{observed} {'worse' if gate.observed > 0 else 'better'}"
     allowed = f"{limit} is allowed" if gate.limit else "no loss is allowed"
@@ -62,7 +62,7 @@ def failing(cell: RunRecord) -> str:
     for gate in failed:
         found = find_comparison(cell, gate.metric)
         name = f"{fmt.code(gate.metric)}: " if len(failed) > 1 else ""
-        said.append(f"{name}{fmt.escape(words(gate, found))}")
+        said.append(f"{name}{words(gate, found)}")
     return "; ".join(said)
 
 
@@ -118,7 +118,7 @@ def _rows(study: Study, cell: RunRecord) -> list[list[str]]:
         status = fmt.NONE
         if gate:
             status = f"{'pass' if gate.passed else '**fails**'}: "
-            status += fmt.escape(words(gate, found), limit=200)
+            status += words(gate, found)
         rows.append(
             [
                 fmt.code(cell.label),

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 from ftsuite.compare import find_metric
 from ftsuite.reporting import evidence
 from ftsuite.reporting import formats as fmt
-from ftsuite.reporting.sweep import swept_keys
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -26,7 +25,6 @@ def notices(study: Study) -> list[str]:
         *_distinct(note for record in study.records for note in _model(record)),
         *_distinct(note for record in study.records for note in _data(record)),
         *_training(study),
-        *_seeds(study),
         *_ranking(study),
         *_power(study),
         *_refusals(study),
@@ -82,25 +80,13 @@ def _training(study: Study) -> list[str]:
     if not resumed:
         return []
     return [
-        f"Training was stopped and resumed: {fmt.enumerate_words(resumed)}. Its seconds count only "
+        f"Training was stopped and resumed: {fmt.enumerate_words(resumed)}. Its time counts only "
         "the steps after that."
-    ]
-
-
-def _seeds(study: Study) -> list[str]:
-    keys = swept_keys(study.cells)
-    if not keys or not all(key.endswith("seed") for key in keys):
-        return []
-    return [
-        "The cells differ in nothing but their seed. What separates them is chance: use them to "
-        "see how much the numbers vary, not to choose one."
     ]
 
 
 def _ranking(study: Study) -> list[str]:
     said = []
-    if study.problem and study.rank_by and study.cells:
-        said.append(f"The cells are not ranked: {fmt.escape(study.problem)}.")
     if study.ranking and study.ranking.caveats:
         differing = fmt.enumerate_words([fmt.escape(caveat) for caveat in study.ranking.caveats])
         said.append(f"The ranked cells were scored under conditions that differ in: {differing}.")

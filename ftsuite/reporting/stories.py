@@ -50,7 +50,8 @@ def power(study: Study, name: str) -> str:
         return (
             f"**Nothing can be shown here:** with {few} documents and "
             f"{fmt.plural(study.tests, 'comparison')} the smallest possible p-value is "
-            f"{fmt.p_value(floor)} after Holm's correction, and {study.alpha:g} is the limit."
+            f"{fmt.p_value(floor)} after Holm's correction, and a verdict needs less than "
+            f"{study.alpha:g}."
         )
     seen = [evidence.possible(c.metric, c.minimum_detectable) for c in found]
     known = [number for number in seen if number is not None]
@@ -76,10 +77,9 @@ def metric_story(study: Study, name: str) -> str:
     decided = sum(len(labels) for labels in words.values())
     compared = "compared " if decided < len(study.cells) else ""
     if decided and len(words[Verdict.NOISE]) == decided:
-        if decided == 1:
-            who = "the score does not differ"
-        else:
-            who = f"none of the {decided:,} {compared}cells differs"
+        who = f"none of the {decided:,} {compared}cells differs"
+        if decided <= 2:
+            who = "the score does not differ" if decided == 1 else f"neither {compared}cell differs"
         said.append(f"**Within noise:** {who} from base by more than these documents can tell.")
     elif decided > 1 and len(words[Verdict.BETTER]) == decided:
         both = "Both" if decided == 2 else f"All {decided:,}"
@@ -117,7 +117,7 @@ def _format_failure(study: Study, name: str) -> str:
             "it is not shown to know the task, whatever the format."
         )
     return (
-        f"**Part of this difference may be format:** {scored[0].lower()}{scored[1:]}, but {there}, "
+        f"**The format may be what base fails:** {scored[0].lower()}{scored[1:]}, but {there}, "
         f"where it only chooses between given answers (chance {chance})."
         f"{_without_format(study, choice.name)}"
     )

@@ -12,7 +12,7 @@ from ftsuite.config import RunConfig, to_plain
 from ftsuite.errors import ComparisonError
 from ftsuite.ranking import Ranking, adjusted_p_values, is_scored, ranking
 from ftsuite.reporting import evidence
-from ftsuite.reporting.sweep import short_labels
+from ftsuite.reporting.sweep import short_labels, swept_keys
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -52,9 +52,17 @@ class Study:
 
     @property
     def pick(self) -> RunRecord | None:
-        """The recommended cell."""
+        """The recommended cell; of cells that differ in their seed alone there is none."""
+        if self.only_seeds:
+            return None
         wanted = self.ranking.recommended if self.ranking else None
         return next((cell for cell in self.cells if cell.run_id == wanted), None)
+
+    @property
+    def only_seeds(self) -> bool:
+        """Whether the cells differ in nothing but a seed: repetitions, not candidates."""
+        keys = swept_keys(self.cells)
+        return bool(keys) and all(key.endswith("seed") for key in keys)
 
     @property
     def rank_split(self) -> str:

@@ -29,7 +29,7 @@ def ranked(study: Study) -> str:
     for cell in study.cells[:MOST_RANKED]:
         # One span an override, so that a long label can break and the table fits the page.
         name = " ".join(fmt.code(part) for part in re.split(r",(?=[\w.+/@]+=)", cell.label))
-        if order and cell.run_id == order.recommended:
+        if cell is study.pick:
             name = f"**{name}** ← pick"
         near = " ≈" if order and cell.run_id in order.within_noise else ""
         found = find_comparison(cell, study.headline)
@@ -146,7 +146,7 @@ def metric(study: Study, name: str) -> str:
                     difference_of(found),
                     fmt.p_value(found.p_value),
                     fmt.p_value(study.adjusted_p(cell, name)),
-                    _detectable(found),
+                    _detectable(study, found),
                     verdict_words(study, cell, found),
                 ]
             )
@@ -155,7 +155,9 @@ def metric(study: Study, name: str) -> str:
     return table + beyond(len(study.cells), MOST_CELLS)
 
 
-def _detectable(comparison: Comparison) -> str:
+def _detectable(study: Study, comparison: Comparison) -> str:
+    if study.hopeless(comparison.name):
+        return fmt.NONE
     found = evidence.possible(comparison.metric, comparison.minimum_detectable)
     return fmt.NONE if found is None else fmt.change(found).removeprefix("+")
 

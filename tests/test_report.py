@@ -240,7 +240,7 @@ def test_refused_deltas_show_the_reason_and_no_number(tmp_path: Path) -> None:
     headline = section(text, f"`{HEADLINE}`")
     assert "refused: dtype differs: base 'float32', tuned 'bfloat16'" in headline
     assert "+0.5" not in headline
-    assert "**Keep the base model.**" in text
+    assert "**No recommendation: no cell was compared with the base on the headline.**" in text
     assert "no delta: dtype differs" in section(text, "Regressions and gates")
 
 

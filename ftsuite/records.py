@@ -95,7 +95,8 @@ class TrainSummary:
     curve: tuple[CurvePoint, ...]
     resumed_from_step: int = 0
     isolation_difference: float | None = None
-    """Largest |Δ logit| of a document packed with another against alone; None: not measured."""
+    """Largest |Δ log-probability| of a token between packed documents and the same alone, as
+    measured before training, nats; None where nothing was packed (see isolation.py)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,6 +107,10 @@ class MergeSummary:
     bytes: int
     dtype: str
     vocabulary: int
+    proved_tensors: int = 0
+    """Tensors found to be base + scale·B·A, byte by byte; 0 in records of before this check."""
+    adapted_tensors: int = 0
+    """Of them, those that the adapter changes."""
     fidelity_items: int
     max_difference: float
     """Largest |Δ log-likelihood| a token of a row between adapter and merged model, nats."""
@@ -113,6 +118,9 @@ class MergeSummary:
     max_trained_difference: float = 0.0
     """The same over the trained tokens alone: what rounding costs where the adapter acts."""
     tolerance: float
+    """Of `max_difference`."""
+    trained_tolerance: float | None = None
+    """Of `max_trained_difference`; None in records of before it was judged."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,6 +154,8 @@ class MetricScores:
     task: str
     metric: str
     higher_is_better: bool
+    split: str = ""
+    """What the scored documents are for: validation data decides, test data reports."""
     values: tuple[float, ...]
     weights: tuple[float, ...] | None = None
     """Weights of the mean; for bits per byte the documents' bytes."""
@@ -157,8 +167,6 @@ class MetricScores:
     """Score of a uniformly random choice, where the task has one."""
     available: int
     """Documents the task has; more than len(values) means a seeded subset."""
-    split: str = ""
-    """Split of the task's documents: 'train', 'validation' or 'test'; empty: not recorded."""
 
     @property
     def name(self) -> str:

@@ -355,7 +355,9 @@ def test_the_first_page_names_the_conditions(say: Callable[..., str]) -> None:
     cell = dataclasses.replace(
         cell,
         train=dataclasses.replace(cell.train, isolation_difference=3.8e-6),
-        merge=dataclasses.replace(cell.merge, max_trained_difference=0.17),
+        merge=dataclasses.replace(
+            cell.merge, max_trained_difference=0.17, proved_tensors=272, trained_tolerance=0.25
+        ),
         data=dataclasses.replace(cell.data, documents_isolated=True),
     )
     text = say(cell)
@@ -366,9 +368,10 @@ def test_the_first_page_names_the_conditions(say: Callable[..., str]) -> None:
         "in front of the first user turn",
         "`intent_validation/acc`, of the validation split",
         "`arc_easy` (test split): 60 of 570 documents, a seeded subset",
-        "logits differ from those of the document alone by at most 3.8e-06",
+        "token differs from that of its document alone by at most 3.8e-06 nats",
         "at most 2.1e-05 nats a token over whole rows (tolerance 1.0e-03), over the trained tokens "
-        "alone by at most 1.7e-01; 16 rows",
+        "alone by at most 1.7e-01 (tolerance 2.5e-01); 16 rows",
+        "all 272 tensors (0 adapted) are base + scale·B·A byte by byte",
     ):
         assert expected in said
     assert "stop strings: &lt;" in part(text, "Provenance")
@@ -410,4 +413,4 @@ def test_the_plan_prints_no_accuracy_above_one() -> None:
 def test_the_plan_of_enough_documents_gives_the_difference() -> None:
     said = planned(120, 4)["intent_choice/acc"]
     assert "a difference of 0.140 with 120 items" in said
-    assert "the correction for 12 comparisons with the base asks for more" in said
+    assert "the correction for 12 comparisons with the base needs a larger one" in said

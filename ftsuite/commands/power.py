@@ -74,11 +74,11 @@ def words(found: dict[str, Any]) -> str:
         )
     if found["difference"] is None:
         return f"detectable on {name}: nothing can be detected with {fmt.plural(items, 'item')}"
-    more = f"; the correction for {among} asks for more" if found["comparisons"] > 1 else ""
+    more = f"; the correction for {among} needs a larger one" if found["comparisons"] > 1 else ""
     return (
         f"detectable on {name}: a difference of {found['difference']:.3f} with "
         f"{fmt.plural(items, 'item')} (estimate: one test at 5 %, 80 % power, "
-        f"discordance {found['discordance']:g}{more})"
+        f"the two models disagree on {found['discordance']:.0%} of the items{more})"
     )
 
 
@@ -89,7 +89,7 @@ def _difference(items: int | None) -> float | None:
         return None
     difference = detectable_difference(items, DISCORDANCE)
     # At 1 every answer would have to change: that is no difference to plan with.
-    return round(difference, 4) if difference < 1 else None
+    return None if difference is None or difference >= 1 else round(difference, 4)
 
 
 def _family(configs: Sequence[RunConfig]) -> dict[tuple[int, str], int | None]:

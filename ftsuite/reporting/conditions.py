@@ -86,7 +86,7 @@ def _documents(study: Study) -> str:
     found: dict[str, None] = {}
     for metric in _metrics(study):
         split = f" ({metric.split} split)" if metric.split else ""
-        n, of = len(metric.values), metric.available
+        n, of = len(metric.doc_ids), metric.available
         amount = f"{n:,} of {of:,} documents, a seeded subset" if n < of else f"all {n:,} documents"
         found[f"{fmt.code(metric.task)}{split}: {amount}"] = None
     left_out = f"; and {len(found) - MOST_TASKS:,} more" if len(found) > MOST_TASKS else ""
@@ -137,8 +137,8 @@ def _isolation(records: Iterable[RunRecord]) -> str:
     if not measured:
         return f"{claim}; not measured in these runs"
     return (
-        f"{claim}; measured at the start of {fmt.plural(len(measured), 'training')}: logits differ "
-        f"from those of the document alone by at most {max(measured):.1e}"
+        f"{claim}; measured before {fmt.plural(len(measured), 'training')}: the log-probability of "
+        f"a token differs from that of its document alone by at most {max(measured):.1e} nats"
     )
 
 
@@ -151,11 +151,25 @@ def fidelity(merges: list[MergeSummary]) -> str:
     """How far merged models are from their adapters, in the worst of them."""
     whole = max(merge.max_difference for merge in merges)
     trained = max(merge.max_trained_difference for merge in merges)
-    tolerances = fmt.either(sorted({f"{merge.tolerance:.1e}" for merge in merges}))
+    allowed = fmt.either(sorted({f"{merge.tolerance:.1e}" for merge in merges}))
+    limits = [merge.trained_tolerance for merge in merges if merge.trained_tolerance is not None]
+    judged = fmt.either(sorted({f"{limit:.1e}" for limit in limits})) if limits else ""
     items = fmt.either(sorted({f"{merge.fidelity_items:,}" for merge in merges}))
     of = "" if len(merges) == 1 else f", in the worst of {len(merges):,} merges"
     tokens = f", over the trained tokens alone by at most {trained:.1e}" if trained else ""
+    tokens += f" (tolerance {judged})" if tokens and judged else ""
     return (
-        f"adapter and merged model differ by at most {whole:.1e} nats a token over whole rows "
-        f"(tolerance {tolerances}){tokens}; {items} rows{of}"
+        f"{_proved(merges)}adapter and merged model differ by at most {whole:.1e} nats a token "
+        f"over whole rows (tolerance {allowed}){tokens}; {items} rows{of}"
     )
+
+
+def _proved(merges: list[MergeSummary]) -> str:
+    """The check of the weights; nothing where one of the merges was made before it."""
+    counts = {(merge.proved_tensors, merge.adapted_tensors) for merge in merges}
+    if any(proved == 0 for proved, _ in counts):
+        return ""
+    said = fmt.either(
+        [f"{proved:,} tensors ({adapted:,} adapted)" for proved, adapted in sorted(counts)]
+    )
+    return f"all {said} are base + scale·B·A byte by byte; "

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, TypeVar
 
-from ftsuite.compare import find_metric, metric_reasons
+from ftsuite.compare import find_metric, mean, metric_reasons
 from ftsuite.statistics import PairedDifference, holm, mean_interval, paired_difference
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Mapping
+    from collections.abc import Hashable, Iterable, Mapping
 
     from ftsuite.records import Comparison, MetricScores, RunRecord
 
@@ -30,6 +30,8 @@ RANGES = {
     "mcc": (-1.0, 1.0),
 }
 """Least and greatest possible value of the metrics that have them."""
+PERMUTATIONS = ("exact McNemar", "exact sign-flip", "sign-flip", "exact swap", "swap")
+"""Starts of `Comparison.method` whose p-values count the ways to swap the two models."""
 
 
 def range_of(metric: str) -> tuple[float, float]:
@@ -54,24 +56,38 @@ def inside(metric: str, low: float | None, high: float | None) -> tuple[float | 
     return (None if low is None else max(-most, low)), (None if high is None else min(most, high))
 
 
+def value_of(metric: MetricScores) -> float:
+    """Value of a metric over all its documents."""
+    return mean(metric)
+
+
+def different(metrics: Iterable[MetricScores | None]) -> list[MetricScores]:
+    """The scores without repetition: a sweep over one base has its scores in every cell."""
+    found: list[MetricScores] = []
+    for metric in metrics:
+        if metric is not None and metric not in found:
+            found.append(metric)
+    return found
+
+
 def point_of(metric: MetricScores | None) -> Point | None:
     """Mean and 95 % interval of one model, inside the metric's range.
 
     A single value is its own interval: there is no spread to make one from.
     """
-    if metric is None or not metric.values:
+    if metric is None or not metric.doc_ids:
         return None
-    if len(metric.values) == 1:
-        return (metric.values[0],) * 3
-    mean, low, high = mean_interval(metric.values, metric.weights)
+    if len(metric.doc_ids) == 1:
+        return (value_of(metric),) * 3
+    value, low, high = mean_interval(metric.values, metric.weights)
     least, most = range_of(metric.metric)
-    return mean, max(least, low), min(most, high)
+    return value, max(least, low), min(most, high)
 
 
 def between(one: RunRecord, two: RunRecord, name: str) -> PairedDifference | None:
     """Set two tuned models against each other on a metric; None if that cannot be done."""
     first, second = find_metric(one.tuned, name), find_metric(two.tuned, name)
-    if first is None or second is None or metric_reasons(first, second) or len(first.values) < 2:
+    if first is None or second is None or metric_reasons(first, second) or len(first.doc_ids) < 2:
         return None
     return paired_difference(first.values, second.values, first.weights)
 
@@ -105,7 +121,7 @@ def smallest_adjusted(floors: Mapping[Key, float]) -> dict[Key, float]:
 
 def floor_of(comparison: Comparison) -> float:
     """Smallest p-value that a comparison could have had; 0 where its test has no known one."""
-    known = comparison.method.startswith(("exact McNemar", "exact sign-flip", "sign-flip"))
+    known = comparison.method.startswith(PERMUTATIONS)
     return smallest_p(comparison.n) if known else 0.0
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ftsuite.compare import find_comparison, find_metric, mean
+from ftsuite.compare import find_comparison, find_metric
 from ftsuite.ranking import cost
 from ftsuite.reporting import evidence, gates, probes
 from ftsuite.reporting import formats as fmt
@@ -121,7 +121,7 @@ def _why(study: Study, cell: RunRecord) -> str:
     order = study.ranking
     assert order is not None  # there is no pick without a ranking
     mine = find_metric(cell.tuned, study.rank_by)
-    documents = f", {fmt.plural(len(mine.values), 'document')}" if mine else ""
+    documents = f", {fmt.plural(len(mine.doc_ids), 'document')}" if mine else ""
     text = (
         f"**Why this one.** It scores {interval_of(mine)} on {study.rank_words} "
         f"({fmt.code(study.rank_by)}{documents})"
@@ -135,7 +135,7 @@ def _why(study: Study, cell: RunRecord) -> str:
     elif len(ties) > 1:
         text += f"; {_names(c for c in ties if c is not cell)} scored the same"
     text += f". {fmt.escape(order.reason)}"
-    if mine and evidence.cannot_rank(len(study.cells), len(mine.values), study.alpha):
+    if mine and evidence.cannot_rank(len(study.cells), len(mine.doc_ids), study.alpha):
         text += " With so few documents no two cells can be told apart: cost alone decided."
     others = [
         c for c in study.cells if c.run_id in order.within_noise and c is not cell and c not in ties
@@ -166,7 +166,7 @@ def _not_taken(study: Study, cell: RunRecord) -> str:
 def _best_cells(study: Study) -> list[RunRecord]:
     """The cells with the best ranking score; several in a tie."""
     scores = {
-        cell.run_id: mean(metric)
+        cell.run_id: evidence.value_of(metric)
         for cell in study.cells
         if (metric := find_metric(cell.tuned, study.rank_by))
     }

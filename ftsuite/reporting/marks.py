@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from ftsuite.compare import find_metric
 from ftsuite.reporting import formats as fmt
-from ftsuite.reporting.evidence import Point, point_of
+from ftsuite.reporting.evidence import Point, different, point_of
 from ftsuite.reporting.svg import MUTED, spread
 
 if TYPE_CHECKING:
@@ -26,8 +26,8 @@ def tuned_points(cells: Sequence[RunRecord], name: str) -> dict[str, Point]:
 
 def base_points(cells: Sequence[RunRecord], name: str) -> list[Point]:
     """The base's score, once for each different base."""
-    metrics = {metric.values: metric for cell in cells if (metric := find_metric(cell.base, name))}
-    return [point for metric in metrics.values() if (point := point_of(metric))]
+    metrics = different(find_metric(cell.base, name) for cell in cells)
+    return [point for metric in metrics if (point := point_of(metric))]
 
 
 def title_of(name: str) -> str:

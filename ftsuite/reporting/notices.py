@@ -91,8 +91,8 @@ def _ranking(study: Study) -> list[str]:
         differing = fmt.enumerate_words([fmt.escape(caveat) for caveat in study.ranking.caveats])
         said.append(f"The ranked cells were scored under conditions that differ in: {differing}.")
     metric = find_metric(study.cells[0].tuned, study.rank_by) if study.ranking else None
-    if metric and evidence.cannot_rank(len(study.cells), len(metric.values), study.alpha):
-        documents = fmt.plural(len(metric.values), "document")
+    if metric and evidence.cannot_rank(len(study.cells), len(metric.doc_ids), study.alpha):
+        documents = fmt.plural(len(metric.doc_ids), "document")
         said.append(
             f"{documents} of {fmt.code(study.rank_by)} cannot tell any cell from the best at "
             f"{study.alpha:g}, whatever their scores."

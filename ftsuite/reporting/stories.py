@@ -32,7 +32,7 @@ def metric_notes(study: Study, name: str) -> str:
         if first.chance is not None:
             said.append(f"A random choice scores {fmt.score(first.chance)}.")
         split = f" of the {first.split} split" if first.split else ""
-        sizes = {(len(metric.values), metric.available): None for metric in scores}
+        sizes = {(len(metric.doc_ids), metric.available): None for metric in scores}
         counts = [f"{n:,} of {of:,}" if of > n else f"{n:,}" for n, of in sizes]
         one = list(sizes) == [(1, 1)]
         said.append(f"{fmt.either(counts)} document{'' if one else 's'}{split}.")
@@ -138,14 +138,13 @@ def _without_format(study: Study, name: str) -> str:
 
 
 def _one_base(study: Study, name: str) -> bool:
-    metrics = [find_metric(cell.base, name) for cell in study.cells]
-    return len({metric.values for metric in metrics if metric}) <= 1
+    return len(evidence.different(find_metric(cell.base, name) for cell in study.cells)) <= 1
 
 
 def _choice_metric(study: Study, cell: RunRecord, name: str) -> MetricScores | None:
     """The metric with a chance level of a task of the same family (`intent_…`)."""
     metrics = [m for m in (cell.base.metrics if cell.base else ()) if m.chance is not None]
-    metrics = [m for m in metrics if m.name != study.rank_by and len(m.values) > 1]
+    metrics = [m for m in metrics if m.name != study.rank_by and len(m.doc_ids) > 1]
     family = name.split("/")[0].split("_")[0]
     related = [m for m in metrics if m.task.split("_")[0] == family]
     return next(iter(related), None)
@@ -154,10 +153,9 @@ def _choice_metric(study: Study, cell: RunRecord, name: str) -> MetricScores | N
 def _chance(pairs: Sequence[tuple[RunRecord, Comparison]], name: str) -> str:
     """Say so when a model is not shown to be above a random choice."""
     said = []
-    bases = [metric for cell, _ in pairs if (metric := find_metric(cell.base, name))]
-    low = {metric.values for metric in bases if _not_above(metric)}
-    if low:
-        of = "Base is" if len({metric.values for metric in bases}) == 1 else "Some bases are"
+    bases = evidence.different(find_metric(cell.base, name) for cell, _ in pairs)
+    if any(_not_above(metric) for metric in bases):
+        of = "Base is" if len(bases) == 1 else "At least one base is"
         said.append(f"{of} not shown to be above chance.")
     tuned = [(cell, find_metric(cell.tuned, name)) for cell, _ in pairs]
     cells = [fmt.code(cell.label) for cell, metric in tuned if metric and _not_above(metric)]
@@ -168,6 +166,6 @@ def _chance(pairs: Sequence[tuple[RunRecord, Comparison]], name: str) -> str:
 
 def _not_above(metric: MetricScores) -> bool:
     point = evidence.point_of(metric)
-    if metric.chance is None or point is None or len(metric.values) < 2:
+    if metric.chance is None or point is None or len(metric.doc_ids) < 2:
         return False
     return point[1] <= metric.chance

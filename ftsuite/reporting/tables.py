@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from ftsuite.compare import find_comparison, find_metric, mean
+from ftsuite.compare import find_comparison, find_metric
 from ftsuite.ranking import cost
 from ftsuite.reporting import evidence
 from ftsuite.reporting import formats as fmt
@@ -63,7 +63,7 @@ def _places(study: Study) -> dict[str, int]:
     scores: list[float | None] = []
     for cell in study.cells:
         metric = find_metric(cell.tuned, study.rank_by)
-        scores.append(mean(metric) if metric and metric.values else None)
+        scores.append(evidence.value_of(metric) if metric and metric.doc_ids else None)
         places[cell.run_id] = scores.index(scores[-1]) + 1
     return places
 
@@ -74,7 +74,7 @@ def interval_of(metric: MetricScores | None) -> str:
     if metric is None or point is None:
         return fmt.NONE
     value, low, high = point
-    if len(metric.values) == 1:
+    if len(metric.doc_ids) == 1:
         return f"{fmt.score(value)} (1 document)"
     return f"{fmt.score(value)} {fmt.interval(low, high)}"
 

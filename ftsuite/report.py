@@ -65,7 +65,7 @@ def _text(study: Study, pictures: dict[str, str]) -> str:
         ("Regressions and gates", gates.section(study)),
         ("Probes", probes.section(study)),
         ("Training", pictures.get("training", "")),
-        ("Cells without scores", _unfinished(study)),
+        ("Cells that did not finish", _unfinished(study)),
         ("Time and memory", _stages(study)),
         ("Provenance", environment(study)),
         ("Reproduce", _reproduce(study)),
@@ -165,8 +165,7 @@ def _metrics(study: Study) -> str:
 
 
 def _unfinished(study: Study) -> str:
-    without = study.unfinished or study.unscored or study.missing
-    return tables.unfinished(study) if without else ""
+    return tables.unfinished(study) if study.unfinished or study.missing else ""
 
 
 def _stages(study: Study) -> str:

@@ -268,7 +268,7 @@ def test_failed_and_missing_cells_are_listed_with_stage_and_message(tmp_path: Pa
     failed = make_failed("lora.r=32", message="loss is nan | lower\n`lr`")
     running = dataclasses.replace(make_failed("lora.r=8"), status="interrupted", failure=None)
     text = text_of(tmp_path, make_record(), failed, running, missing=("lora.r=64",))
-    said = section(text, "Cells without scores")
+    said = section(text, "Cells that did not finish")
     assert "| `lora.r=32` | failed " in said
     assert "| train | StageError: loss is nan &#124; lower \\`lr\\`" in said
     assert re.search(r"\| `lora.r=8`\s+\| interrupted \| –\s+\| no result yet", said)
@@ -281,7 +281,7 @@ def test_a_study_without_complete_cells_still_renders(tmp_path: Path, cells: int
     failed = [make_failed(f"lora.r={place}") for place in range(cells)]
     text = text_of(tmp_path, *failed, missing=("lora.r=64",), plots=True)
     assert "**No recommendation: no cell finished.**" in text
-    assert "not run" in section(text, "Cells without scores")
+    assert "not run" in section(text, "Cells that did not finish")
     assert "## Ranking" not in text
     assert list(tmp_path.glob("*.svg")) == []
 

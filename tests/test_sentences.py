@@ -234,6 +234,7 @@ def test_a_finished_cell_without_tasks_did_finish(say: Callable[..., str]) -> No
     assert "1 of 1 cell finished." in text
     assert "1 cell finished, but nothing was scored" in text
     assert "did not finish" not in text
+    assert "**No recommendation: the finished cells were not scored" in text
 
 
 def test_two_refused_of_three_leave_the_others_counted(say: Callable[..., str]) -> None:

@@ -28,9 +28,9 @@ def recommendation(study: Study) -> str:
     cell = study.pick
     if study.ranking is None:
         lead = f"**No recommendation: {fmt.escape(study.problem)}.**"
-        if not study.cells:
-            return f"{lead} What went wrong is listed under *Cells without scores*."
-        if study.rank_by:
+        if study.unfinished and not study.cells:
+            return f"{lead} What went wrong is listed under *Cells that did not finish*."
+        if study.rank_by or not study.cells:
             return lead
         return (
             f"{lead} The cells stand in the order of the study. To choose by the test table would "

@@ -163,18 +163,16 @@ def _detectable(study: Study, comparison: Comparison) -> str:
 
 
 def unfinished(study: Study) -> str:
-    """Cells without scores: failed, interrupted, not scored, or never run."""
+    """Cells that did not finish: failed, interrupted, running, or never run."""
     rows = []
-    for cell in (*study.unfinished, *study.unscored):
-        stage, message = fmt.NONE, "nothing was scored: `evals.tasks` names no task"
+    for cell in study.unfinished:
+        stage, message = fmt.NONE, "no result yet; it is still running"
         if cell.failure:
             stage = cell.failure.stage
             message = fmt.escape(" ".join(cell.failure.message.split()), limit=300)
             message = f"{fmt.escape(cell.failure.kind)}: {message}"
-        elif cell.status != "complete":
+        elif cell.status != "running":
             message = "no result yet; run the same command again to go on where it stopped"
-            if cell.status == "running":
-                message = "no result yet; it is still running"
         rows.append([fmt.code(cell.label), cell.status, stage, message])
     rows += [[fmt.code(entry.label), "not run", fmt.NONE, ""] for entry in study.missing]
     table = fmt.table(["cell", "status", "stage", "message"], rows[:MOST_RANKED])

@@ -114,7 +114,7 @@ def _after_a_run(commands: Commands) -> None:
     show.add_argument("run", metavar="RUN", help=RUN_HELP)
 
     compare = commands.add_parser(
-        "compare", parents=both, help="set two models against each other, paired"
+        "compare", parents=both, help="compare two models, document by document"
     )
     compare.add_argument("a", metavar="A", help=SIDE_HELP)
     compare.add_argument("b", metavar="B", help="the same; differences are B minus A")

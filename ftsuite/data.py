@@ -120,6 +120,7 @@ def build(
     }
     rows_of = functools.partial(_tokenise_conversation, loss=loss)
     processes = processes or len(os.sched_getaffinity(0))
+    sources = dict(conversations.sources(data))
     total, splits = sum(map(len, subsets.values())), list[Split]()
     shown = progress.stage(cell, "tokenise", total, "rows") if cell else nullcontext(_unseen)
     with shown as advance:
@@ -132,6 +133,8 @@ def build(
                 conversations=kept,
                 available=len(complete[name]),
                 rows=TokenRows(scratch),
+                # A split without a source of its own was cut from the training rows.
+                source=conversations.public_name(sources.get(name, data.train)),
             )
             _keep(split, _counted(tokenised, advance), data, packing, dropped)
             strategy = packing.strategy if name == "train" else Packing.off

@@ -199,11 +199,11 @@ def _reason(
     if len(near) == 1:
         return "It has the best score, and no other cell is within noise of it."
     if qualified == 1:
-        return f"Of the {len(near)} cells within noise of the best only it qualifies."
+        return f"Of the {len(near)} cells within noise of the best, only it qualifies."
     if qualified < len(near):
         return (
-            f"Of the {len(near)} cells within noise of the best {qualified} qualify, and of these "
-            f"it is {is_best}the cheapest."
+            f"Of the {len(near)} cells within noise of the best, {qualified} qualify, and of "
+            f"these it is {is_best}the cheapest."
         )
     return f"It is {is_best}the cheapest of the {len(near)} cells within noise of the best."
 

@@ -69,6 +69,8 @@ class SplitSummary:
     """Sequences after packing (equals rows when packing is off)."""
     sha256: str
     """Hash of the kept rows' token ids and loss masks."""
+    source: str = ""
+    """File name or Hub id that the rows came from; empty in records that do not say."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,6 +191,8 @@ class MetricScores:
     task: str
     metric: str
     higher_is_better: bool
+    split: str = ""
+    """What the scored documents are for: validation data decides, test data reports."""
     values: tuple[float, ...]
     """One value a document where the metric is their mean; empty otherwise."""
     weights: tuple[float, ...] | None = None

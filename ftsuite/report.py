@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 from ftsuite.errors import redact
 from ftsuite.jsonfile import write_text
-from ftsuite.reporting import findings, plots, probes, stories, tables
+from ftsuite.reporting import findings, gates, plots, probes, stories, tables
 from ftsuite.reporting import formats as fmt
+from ftsuite.reporting.conditions import conditions
 from ftsuite.reporting.environment import environment
 from ftsuite.reporting.notices import notices
 from ftsuite.reporting.study import build, load_study
@@ -56,11 +57,12 @@ def _text(study: Study, pictures: dict[str, str]) -> str:
         ("", _opening(study)),
         ("Recommendation", findings.recommendation(study)),
         ("Before you read on", "\n".join(f"- {note}" for note in notices(study))),
+        ("Conditions", conditions(study)),
         ("Ranking", _ranking(study)),
         ("Score over the sweep", pictures.get("sweep", "")),
         ("Quality against cost", _cost(study, pictures.get("cost", ""))),
         ("Base against tuned, metric by metric", _metrics(study)),
-        ("Regressions and gates", _regressions(study)),
+        ("Regressions and gates", gates.section(study)),
         ("Probes", probes.section(study)),
         ("Training", pictures.get("training", "")),
         ("Cells that did not finish", _unfinished(study)),
@@ -75,15 +77,23 @@ def _text(study: Study, pictures: dict[str, str]) -> str:
 
 
 def _opening(study: Study) -> str:
-    cells = len(study.manifest.cells)
-    finished = f"{len(study.cells):,} of {fmt.plural(cells, 'cell')} finished"
+    cells, done = len(study.manifest.cells), len(study.cells) + len(study.unscored)
+    said = [f"{done:,} of {fmt.plural(cells, 'cell')} finished."]
+    if study.rank_split not in ("", "validation"):
+        said.insert(
+            0,
+            f"**The cells are ranked on the {study.rank_split} split, not on validation:** the "
+            "choice fits these documents, and its score on them is too optimistic.",
+        )
     models = dict.fromkeys(
         f"{fmt.code(record.model.id)}{_note(record.model.note)}"
         for record in study.records
         if record.model
     )
-    base = f" Base model: {fmt.enumerate_words(list(models))}." if models else ""
-    return f"# {fmt.escape(study.manifest.study)}\n\n{finished}.{base}"
+    if models:
+        noun = "Base model" if len(models) == 1 else "Base models"
+        said.append(f"{noun}: {fmt.enumerate_words(list(models))}.")
+    return f"# {fmt.escape(study.manifest.study)}\n\n{' '.join(said)}"
 
 
 def _note(note: str) -> str:
@@ -93,31 +103,50 @@ def _note(note: str) -> str:
 def _ranking(study: Study) -> str:
     if not study.cells:
         return ""
-    ranked_by = f"the validation metric {fmt.code(study.rank_by)}" if study.rank_by else "nothing"
-    lines = [
-        f"Ranked by {ranked_by}." if study.ranking else "Not ranked, in the order of the study."
-    ]
-    if study.headline:
-        lines.append(
-            f"Base, tuned and difference are of the test headline {fmt.code(study.headline)}."
-        )
-    notes = [
-        f"Brackets: 95 % intervals. Holm p: adjusted together over all {len(study.adjusted):,} "
-        "test-side comparisons (every metric"
-        f"{' but the ranking one' if study.rank_by else ''}, over all complete cells); verdicts at "
-        f"{study.alpha:g}. Intervals are not adjusted, so one may leave out 0 where the verdict is "
-        "“within noise”. "
-        "“Within noise” is no evidence of a difference, which is not evidence of none.",
-    ]
+    lines = ["Not ranked, in the order of the study."]
+    notes = []
     if study.ranking:
-        notes.insert(0, "≈ within noise of the best on validation.")
+        what = f"the {study.rank_split} metric" if study.rank_split else "the metric"
+        lines = [f"Ranked by {what} {fmt.code(study.rank_by)}."]
+        notes.append(f"≈ within noise of the best on {study.rank_words}.")
+        if len(study.cells) > 1:
+            notes.append(
+                f"The best score on {study.rank_words} is likely a little too high, as luck helps "
+                "a cell to come first; the more cells, the more."
+            )
+    if study.headline and study.headline in study.test_metrics:
+        split = study.split_of(study.headline)
+        where = f", of the {split} split" if split else ""
+        lines.append(
+            f"Base, tuned and difference are of the headline {fmt.code(study.headline)}{where}."
+        )
+    elif study.headline and study.headline == study.rank_by:
+        lines.append("Base, tuned and difference are of the same metric, which is not tested.")
+    notes.append("Brackets: 95 % intervals.")
+    if study.adjusted:
+        notes.append(_correction(study))
     return f"{' '.join(lines)}\n\n{tables.ranked(study)}\n\n<sub>{' '.join(notes)}</sub>"
+
+
+def _correction(study: Study) -> str:
+    """How p-values were adjusted, and what the verdicts mean."""
+    but = " but the one that ranks" if study.rank_by else ""
+    return (
+        f"Holm p: adjusted together over {fmt.plural(study.tests, 'comparison')} with the base "
+        f"(every metric{but}, every cell with scores); verdicts at {study.alpha:g}. The intervals "
+        "are not adjusted, so one may leave out 0 where the verdict is “within noise”. “Within "
+        "noise” means that no difference was shown, not that there is none."
+    )
 
 
 def _cost(study: Study, picture: str) -> str:
     if not study.cells:
         return ""
-    parts = [findings.quality_for_cost(study), picture, tables.costs(study, study.cells)]
+    note = (
+        "<sub>Times are of one run each. They include loading, and the first cell of a process "
+        "also its start, so small differences in time mean nothing.</sub>"
+    )
+    parts = [findings.quality_for_cost(study), picture, tables.costs(study, study.cells), note]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -132,13 +161,6 @@ def _metrics(study: Study) -> str:
             stories.metric_story(study, name),
             tables.metric(study, name),
         ]
-    return "\n\n".join(part for part in parts if part)
-
-
-def _regressions(study: Study) -> str:
-    if not study.cells:
-        return ""
-    parts = [findings.losses(study), tables.regressions(study)]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -157,6 +179,5 @@ def _stages(study: Study) -> str:
 
 
 def _reproduce(study: Study) -> str:
-    return (
-        f"{fmt.block(study.manifest.command, 'sh')}\n\nWhat is in the store is not computed again."
-    )
+    command = fmt.block(study.manifest.command, "sh")
+    return f"{command}\n\nResults that are in the store are not computed again."

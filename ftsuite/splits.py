@@ -41,6 +41,8 @@ class Split:
     """One document each, before packing."""
     sequences: PackedRows = field(init=False)
     truncated: int = 0
+    source: str = ""
+    """Name of the file or Hub data set that the rows came from, without its folder."""
 
     def summary(self) -> SplitSummary:
         """Return the split's counts."""
@@ -53,6 +55,7 @@ class Split:
             truncated=self.truncated,
             sequences=len(self.sequences),
             sha256=self.rows.sha256(),
+            source=self.source,
         )
 
 

@@ -72,6 +72,7 @@ def make_metric(
     chance: float | None = None,
     available: int | None = None,
     doc_offset: int = 0,
+    split: str = "test",
 ) -> MetricScores:
     """One metric: 0/1 values with that mean, or bits per byte around it."""
     task, metric = name.split("/")
@@ -98,13 +99,14 @@ def make_metric(
         task_version="1",
         chance=chance,
         available=available or n,
+        split=split,
     )
 
 
 def make_scores(means: dict[str, float], *, seed: int, **conditions: Any) -> Scores:
     """Scores on the five tasks of the synthetic study, those of `means` only."""
     shape: dict[str, dict[str, Any]] = {
-        RANK_BY: {"n": 96, "chance": 0.125},
+        RANK_BY: {"n": 96, "chance": 0.125, "split": "validation"},
         HEADLINE: {"n": 240, "chance": 0.125},
         EXACT: {"n": 240},
         BITS: {"n": 24},
@@ -213,6 +215,7 @@ def _data(train_limit: int | None) -> DataSummary:
             truncated=0,
             sequences=max(1, rows // 3),
             sha256=_digest(f"{name}{rows}"),
+            source=f"evals/intent/{name}.jsonl",
         )
 
     return DataSummary(
@@ -308,6 +311,7 @@ def make_record(
     after = make_scores({**TUNED_MEANS, **(tuned or {})}, seed=seed, **(tuned_conditions or {}))
     comparisons = compare_scores(before, after)
     plain = config or make_config()
+    plain["data"]["train_limit"] = train_limit
     run_id = _digest(label)[:12]
     record = RunRecord(
         run_id=run_id,

@@ -211,7 +211,7 @@ def test_recommends_the_cheapest_within_noise_that_passes_the_gates() -> None:
     assert found.excluded == {r16.run_id: f"fails the gate on {BITS}"}
     assert found.caveats == ()
     assert found.reason == (
-        "Of the 3 cells within noise of the best 2 qualify, and of these it is the cheapest."
+        "Of the 3 cells within noise of the best, 2 qualify, and of these it is the cheapest."
     )
 
 

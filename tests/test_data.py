@@ -69,6 +69,7 @@ def test_the_whole_stage(tmp_path):
     assert validation.sequences == validation.rows
     assert summary.shape == "messages"
     assert summary.source == "train.jsonl"
+    assert (train.source, validation.source) == ("train.jsonl", "train.jsonl")
     assert summary.dropped == {}
     assert summary.documents_isolated
     assert summary.subset_note == ""
@@ -81,6 +82,13 @@ def test_the_whole_stage(tmp_path):
         {f"<|im_start|>user\nSay {n}.<|im_end|>" for n in range(40)}
     )
     assert data.load_split(tmp_path, "validation")[0].lengths
+
+
+def test_each_split_says_where_its_rows_came_from(tmp_path):
+    held_out = write_jsonl(tmp_path / "held_out.jsonl", questions(4))
+    summary = prepare(tmp_path, questions(10), validation=str(held_out))
+    sources = {split.name: split.source for split in summary.splits}
+    assert sources == {"train": "train.jsonl", "validation": "held_out.jsonl"}
 
 
 def test_completion_and_all(tmp_path):

@@ -92,7 +92,7 @@ def _problems(facts: dict[str, Any]) -> list[dict[str, Any]]:
             add("neither uv nor pip is there to fetch wheels", "install uv", essential=False)
     for name, answer in (facts["network"] or {}).items():
         if not answer["reachable"]:
-            remedy = "check the network; what is cached or embedded works without"
+            remedy = "check the network; what is cached or embedded works without it"
             add(f"{name} does not answer ({answer['reason']})", remedy, essential=False)
     return found
 

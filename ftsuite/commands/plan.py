@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ftsuite import devices, study, sweeper
-from ftsuite.commands import estimate
+from ftsuite.commands import estimate, power
 from ftsuite.commands.cached import cached_base
 from ftsuite.commands.display import one_line, table, write, write_json
 from ftsuite.config import to_plain
@@ -24,10 +24,7 @@ if TYPE_CHECKING:
     from ftsuite.config import RunConfig
     from ftsuite.records import RunRecord
 
-DISCORDANCE = 0.3
-"""Share of items that exactly one of base and tuned gets right, assumed."""
 TO_BE_FETCHED = "to be fetched"
-NOT_BINARY = ("bits_per_byte", "perplexity")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +71,7 @@ def plan(options: Namespace) -> int:
         "store": str(root),
         "cells": [_cell_object(cell) for cell in cells],
         "totals": _totals(cells),
-        "detectable": _detectable(sweep.configs[0]),
+        "detectable": power.detectable(sweep.configs),
     }
     if options.json:
         write_json(plain)
@@ -183,28 +180,6 @@ def _totals(cells: Sequence[PlannedCell]) -> dict[str, Any]:
     }
 
 
-def _detectable(config: RunConfig) -> list[dict[str, Any]]:
-    """What the planned number of documents can show, for metrics that are right or wrong."""
-    from ftsuite.statistics import detectable_difference
-
-    found = []
-    for name in dict.fromkeys((config.evals.headline, config.evals.rank_by)):
-        task, _, metric = name.partition("/")
-        if not name or metric.endswith(NOT_BINARY):
-            continue
-        items = estimate.documents(task, config.evals)
-        difference = detectable_difference(items, DISCORDANCE) if items else None
-        found.append(
-            {
-                "metric": name,
-                "items": items,
-                "discordance": DISCORDANCE,
-                "difference": None if difference is None else round(difference, 4),
-            }
-        )
-    return found
-
-
 def _write(plain: dict[str, Any], cells: Sequence[PlannedCell]) -> None:
     totals = plain["totals"]
     rows = [_row(cell) for cell in cells]
@@ -223,7 +198,7 @@ def _write(plain: dict[str, Any], cells: Sequence[PlannedCell]) -> None:
     if any(not cell.has_model for cell in cells):
         names = [cell.label for cell in cells if not cell.has_model]
         lines.append(one_line(f"model: to be fetched, for {fmt.enumerate_words(names)}"))
-    lines += [_detectable_words(found) for found in plain["detectable"]]
+    lines += [one_line(power.words(found)) for found in plain["detectable"]]
     title = f"{plain['study']}: {fmt.plural(len(cells), 'cell')}, store {plain['store']}"
     write(table(title, headers, rows), *lines)
 
@@ -247,15 +222,3 @@ def _row(cell: PlannedCell) -> tuple[str, ...]:
 def _speed_words(cell: PlannedCell) -> str:
     speeds = cell.speeds
     return f"train {speeds.train:,.0f}, score {speeds.score:,.0f} tokens/s ({speeds.source})"
-
-
-def _detectable_words(found: dict[str, Any]) -> str:
-    if found["items"] and found["difference"] is None:
-        return f"detectable on {found['metric']}: nothing with {found['items']} items"
-    if found["difference"] is None:
-        return f"detectable on {found['metric']}: not known, its documents are not counted yet"
-    return (
-        f"detectable on {found['metric']}: a difference of {found['difference']:.3f} with "
-        f"{found['items']} items (estimate: discordance {found['discordance']:g}, "
-        "80 % power at 5 %)"
-    )

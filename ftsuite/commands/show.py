@@ -12,6 +12,7 @@ from ftsuite.compare import verdict
 from ftsuite.config import RunConfig, to_plain
 from ftsuite.jsonfile import to_json
 from ftsuite.reporting import formats as fmt
+from ftsuite.reporting import probes
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -195,8 +196,7 @@ def _probes(record: RunRecord) -> Table:
         for probe in report.probes if report else ():
             row = rates.setdefault(probe.name, [fmt.NONE] * 4)
             for offset, with_system in ((0, True), (2, False)):
-                if any(answer.with_system == with_system for answer in probe.answers):
-                    row[offset + place] = f"{probe.pass_rate(with_system=with_system):.0%}"
+                row[offset + place] = probes.passed(probe, with_system=with_system)
     headers = ("=probe", ">base", ">tuned", ">base, no system", ">tuned, no system")
     rows = [(name, *row) for name, row in rates.items()]
     return table("probes: answers that pass, with and without system prompt", headers, rows)

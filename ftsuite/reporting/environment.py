@@ -32,7 +32,7 @@ def environment(study: Study) -> str:
         ["splits", _join(_splits(record) for record in records)],
         ["chat template", _join(_template(record) for record in records)],
         ["evaluation", _join(_evaluation(record) for record in records)],
-        ["merge fidelity", _fidelity(records)],
+        ["merged models", _merged(records)],
     ]
     return fmt.table(["what", "value"], [row for row in rows if row[1]])
 
@@ -62,9 +62,9 @@ def _data(record: RunRecord) -> str:
 def _splits(record: RunRecord) -> str:
     splits = record.data.splits if record.data else ()
     return "; ".join(
-        f"{split.name}: {split.rows:,} rows, {fmt.count(split.tokens)} tokens, "
-        f"{fmt.count(split.trained_tokens)} trained, {split.sequences:,} sequences, "
-        f"sha256 {split.sha256[:12]}"
+        f"{split.name}{f' ({split.source})' if split.source else ''}: {split.rows:,} rows, "
+        f"{fmt.count(split.tokens)} tokens, {fmt.count(split.trained_tokens)} trained, "
+        f"{split.sequences:,} sequences, sha256 {split.sha256[:12]}"
         for split in splits
     )
 
@@ -82,17 +82,11 @@ def _evaluation(record: RunRecord) -> str:
     return (
         f"lm-eval {at.harness}, {at.engine}, {at.device}, {at.dtype}, batch size {at.batch_size}, "
         f"BOS by {at.bos}, few-shot: {at.num_fewshot}, seeds: {at.seeds}"
+        f"{f', system messages: {at.system_place}' if at.system_place else ''}"
+        f"{f', stop strings: {at.stop}' if at.stop else ''}"
     )
 
 
-def _fidelity(records: Iterable[RunRecord]) -> str:
+def _merged(records: Iterable[RunRecord]) -> str:
     merges = [record.merge for record in records if record.merge]
-    if not merges:
-        return ""
-    worst = max(merges, key=lambda merge: merge.max_difference)
-    return (
-        f"adapter and merged model differ by at most {worst.max_difference:.1e} nats a token "
-        f"(tolerance {worst.tolerance:.1e}) on {worst.fidelity_items} items, in the worst of "
-        f"{fmt.plural(len(merges), 'merge')}; {fmt.size(worst.bytes)} a merged model "
-        f"({worst.dtype})"
-    )
+    return _join(f"{fmt.size(merge.bytes)} each, {merge.dtype}" for merge in merges)

@@ -46,11 +46,17 @@ def change(value: float | None) -> str:
 
 
 def interval(low: float | None, high: float | None) -> str:
-    """(0.472, 0.698) → `[0.47, 0.70]`, as many digits as the width deserves."""
+    """(0.472, 0.698) → `[0.47, 0.70]`, as many digits as the width deserves.
+
+    A bound near 0 gets more, so that a reader sees on which side of 0 it lies.
+    """
     if low is None or high is None:
         return NONE
     width = high - low
     digits = 2 if width >= 0.05 else 3 if width >= 0.002 else 4
+    nearest = min((abs(bound) for bound in (low, high) if bound), default=1.0)
+    while digits < 4 and nearest < 0.5 * 10**-digits:
+        digits += 1
     bounds = (f"{0.0 if round(bound, digits) == 0 else bound:.{digits}f}" for bound in (low, high))
     return _minus(f"[{', '.join(bounds)}]")
 
@@ -116,6 +122,12 @@ def enumerate_words(items: Sequence[str], *, most: int = 8) -> str:
     if len(items) > most:
         return f"{', '.join(shown)} and {len(items) - most:,} more"
     return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} and {shown[-1]}"
+
+
+def either(items: Sequence[str]) -> str:
+    """Join alternatives: `a`, `a or b`, `a, b or c`."""
+    joined = list(items)
+    return joined[0] if len(joined) == 1 else f"{', '.join(joined[:-1])} or {joined[-1]}"
 
 
 def escape(text: str, *, limit: int | None = None) -> str:

@@ -4,29 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ftsuite.compare import corpus_value, find_metric, value_interval
+from ftsuite.compare import find_metric
 from ftsuite.reporting import formats as fmt
+from ftsuite.reporting.evidence import Point, different, point_of
 from ftsuite.reporting.svg import MUTED, spread
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ftsuite.records import MetricScores, RunRecord
+    from ftsuite.records import RunRecord
 
 MOST_LABELS = 12
 """Cells that a plot names; of more only the recommended and the best."""
-
-Point = tuple[float, float, float]
-"""Value and the ends of its 95 % interval."""
-
-
-def point_of(metric: MetricScores | None) -> Point | None:
-    """Value and 95 % interval of one model; that of a single document is its own interval."""
-    if metric is None or not metric.doc_ids:
-        return None
-    if len(metric.doc_ids) == 1:
-        return (corpus_value(metric),) * 3
-    return value_interval(metric)
 
 
 def tuned_points(cells: Sequence[RunRecord], name: str) -> dict[str, Point]:
@@ -37,12 +26,8 @@ def tuned_points(cells: Sequence[RunRecord], name: str) -> dict[str, Point]:
 
 def base_points(cells: Sequence[RunRecord], name: str) -> list[Point]:
     """The base's score, once for each different base."""
-    different: list[MetricScores] = []
-    for cell in cells:
-        metric = find_metric(cell.base, name)
-        if metric is not None and metric not in different:
-            different.append(metric)
-    return [point for metric in different if (point := point_of(metric))]
+    metrics = different(find_metric(cell.base, name) for cell in cells)
+    return [point for metric in metrics if (point := point_of(metric))]
 
 
 def title_of(name: str) -> str:

@@ -1,9 +1,11 @@
-"""What a reader must know before the numbers: subsets, stand-ins, gaps and caveats."""
+"""What a reader must know before the numbers: stand-ins, refusals, gaps and caveats."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ftsuite.compare import find_metric
+from ftsuite.reporting import evidence
 from ftsuite.reporting import formats as fmt
 
 if TYPE_CHECKING:
@@ -22,8 +24,9 @@ def notices(study: Study) -> list[str]:
     return [
         *_distinct(note for record in study.records for note in _model(record)),
         *_distinct(note for record in study.records for note in _data(record)),
-        *_documents(study),
+        *_training(study),
         *_ranking(study),
+        *_power(study),
         *_refusals(study),
         *_gaps(study),
         *_provenance(study),
@@ -50,21 +53,16 @@ def _data(record: RunRecord) -> Iterable[str]:
     data = record.data
     if data is None:
         return
-    source = fmt.code(data.source)
     for split in data.splits:
-        verb = {"train": "Trained", "validation": "Validation loss", "test": "Tested"}[split.name]
-        if split.rows < split.available:
-            yield (
-                f"{verb} on {split.rows:,} of {split.available:,} {split.name} rows of {source} "
-                "(seeded subset)."
-            )
         if split.truncated:
             rows = fmt.plural(split.truncated, "row")
-            yield f"{rows} of {source} ({split.name}) were cut at the longest length."
+            verb = "was" if split.truncated == 1 else "were"
+            of = f" of {fmt.code(split.source)}" if split.source else ""
+            yield f"{rows}{of} ({split.name}) {verb} cut at the longest length."
     if data.dropped:
         counts = [f"{n:,} {fmt.escape(why)}" for why, n in sorted(data.dropped.items())]
         total = fmt.plural(sum(data.dropped.values()), "row")
-        yield f"{total} of {source} dropped: {', '.join(counts)}."
+        yield f"{total} of the data dropped: {', '.join(counts)}."
     packed = any(split.sequences < split.rows for split in data.splits)
     if packed and not data.documents_isolated:
         yield (
@@ -73,27 +71,43 @@ def _data(record: RunRecord) -> Iterable[str]:
         )
 
 
-def _documents(study: Study) -> list[str]:
-    subsets = {
-        metric.task: (len(metric.doc_ids), metric.available)
+def _training(study: Study) -> list[str]:
+    resumed = [
+        f"{fmt.code(cell.label)} from step {cell.train.resumed_from_step:,}"
         for cell in study.cells
-        if cell.tuned
-        for metric in cell.tuned.metrics
-        if len(metric.doc_ids) < metric.available
-    }
-    return _distinct(
-        f"{fmt.code(task)} was scored on {n:,} of {available:,} documents (seeded subset)."
-        for task, (n, available) in sorted(subsets.items())
-    )
+        if cell.train and cell.train.resumed_from_step
+    ]
+    if not resumed:
+        return []
+    return [
+        f"Training was stopped and resumed: {fmt.enumerate_words(resumed)}. Its time counts only "
+        "the steps after that."
+    ]
 
 
 def _ranking(study: Study) -> list[str]:
-    if study.problem and study.rank_by and study.cells:
-        return [f"The cells are not ranked: {fmt.escape(study.problem)}."]
+    said = []
     if study.ranking and study.ranking.caveats:
-        differing = fmt.enumerate_words(study.ranking.caveats)
-        return [f"The ranked cells were scored under conditions that differ in: {differing}."]
-    return []
+        differing = fmt.enumerate_words([fmt.escape(caveat) for caveat in study.ranking.caveats])
+        said.append(f"The ranked cells were scored under conditions that differ in: {differing}.")
+    metric = find_metric(study.cells[0].tuned, study.rank_by) if study.ranking else None
+    if metric and evidence.cannot_rank(len(study.cells), len(metric.doc_ids), study.alpha):
+        documents = fmt.plural(len(metric.doc_ids), "document")
+        said.append(
+            f"{documents} of {fmt.code(study.rank_by)} cannot tell any cell from the best at "
+            f"{study.alpha:g}, whatever their scores."
+        )
+    return said
+
+
+def _power(study: Study) -> list[str]:
+    hopeless = [fmt.code(name) for name in study.test_metrics if study.hopeless(name)]
+    if not hopeless:
+        return []
+    return [
+        f"Too few documents: no result on {fmt.enumerate_words(hopeless)} can be significant after "
+        f"the correction for {fmt.plural(study.tests, 'comparison')}."
+    ]
 
 
 def _refusals(study: Study) -> list[str]:
@@ -103,19 +117,21 @@ def _refusals(study: Study) -> list[str]:
             if comparison.refused:
                 reasons[comparison.refused] = reasons.get(comparison.refused, 0) + 1
     return _distinct(
-        f"{fmt.plural(times, 'delta')} refused: {fmt.escape(reason, limit=400)}."
+        f"{fmt.plural(times, 'difference')} refused: {fmt.escape(reason, limit=400)}."
         for reason, times in reasons.items()
     )
 
 
 def _gaps(study: Study) -> list[str]:
     said = []
-    if study.unfinished:
-        labels = fmt.enumerate_words([fmt.code(cell.label) for cell in study.unfinished])
-        said.append(f"{fmt.plural(len(study.unfinished), 'cell')} did not finish: {labels}.")
-    if study.missing:
-        labels = fmt.enumerate_words([fmt.code(entry.label) for entry in study.missing])
-        said.append(f"{fmt.plural(len(study.missing), 'cell')} never ran: {labels}.")
+    for cells, what in (
+        (study.unfinished, "did not finish"),
+        (study.unscored, "finished, but nothing was scored"),
+        (study.missing, "was not run" if len(study.missing) == 1 else "were not run"),
+    ):
+        if cells:
+            labels = fmt.enumerate_words([fmt.code(cell.label) for cell in cells])
+            said.append(f"{fmt.plural(len(cells), 'cell')} {what}: {labels}.")
     return said
 
 

@@ -8,7 +8,6 @@ from ftsuite.ranking import cost
 from ftsuite.reporting import formats as fmt
 from ftsuite.reporting.marks import (
     MOST_LABELS,
-    Point,
     axis_label,
     base_line,
     base_points,
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ftsuite.records import RunRecord
+    from ftsuite.reporting.evidence import Point
     from ftsuite.reporting.study import Study
 
 MOST_POINT_LABELS = 8
@@ -117,8 +117,9 @@ def _caption(study: Study, *, many: bool) -> str:
     pick = "Orange: the recommended cell. " if study.pick else ""
     bars = "" if many else "bars are 95 % intervals, "
     return (
-        f"<sub>{pick}{'Down' if lower else 'Up'} and to the left is better value; {bars}dashed is "
-        "the base. What the sweep shares (base scores, data) is not counted.</sub>"
+        f"<sub>{pick}Cells further {'down' if lower else 'up'} score better, further left cost "
+        f"less; {bars}dashed is the base. What the sweep shares (base scores, data) is not "
+        "counted.</sub>"
     )
 
 

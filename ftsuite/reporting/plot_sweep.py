@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 from ftsuite.reporting import formats as fmt
 from ftsuite.reporting.marks import (
     MOST_LABELS,
-    Point,
     axis_label,
     base_line,
     base_points,
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ftsuite.records import RunRecord
+    from ftsuite.reporting.evidence import Point
     from ftsuite.reporting.study import Study
 
 MOST_LISTED = 25
@@ -148,12 +148,14 @@ def _sweep_alt(study: Study, roles: Sequence[tuple[str, str]]) -> str:
 
 def _sweep_caption(study: Study) -> str:
     left_out = len(study.cells) - MOST_LISTED
-    only = f" The best {MOST_LISTED} of {len(study.cells):,} cells." if left_out > 0 else ""
+    first = "best" if study.ranking else "first"
+    only = f" The {first} {MOST_LISTED} of {len(study.cells):,} cells." if left_out > 0 else ""
     only = "" if numeric_axis(study.cells) else only
     pick = " Orange: the recommended cell." if study.pick else ""
     return (
-        "<sub>Dots: tuned cells with 95 % intervals; dashed: base, its interval shaded. Intervals "
-        f"that overlap are no test: the tables compare item by item.{pick}{only}</sub>"
+        "<sub>Dots: tuned cells with 95 % intervals; dashed: base, its interval shaded. "
+        "Overlapping intervals are not a test: the tables compare document by document."
+        f"{pick}{only}</sub>"
     )
 
 
@@ -161,7 +163,10 @@ def _roles(study: Study) -> list[tuple[str, str]]:
     """(panel title, metric) of the metrics that decide and report."""
     roles = {}
     if study.rank_by:
-        roles[study.rank_by] = "Validation (decides)"
+        words = study.rank_words.removeprefix("the ")
+        decides = " (decides)" if study.ranking else ""
+        roles[study.rank_by] = f"{words[0].upper()}{words[1:]}{decides}"
     if study.headline and study.headline not in roles:
-        roles[study.headline] = "Test headline (reports)"
+        split = study.split_of(study.headline)
+        roles[study.headline] = f"Headline ({split})" if split else "Headline"
     return [(title, name) for name, title in roles.items() if tuned_points(study.cells, name)]

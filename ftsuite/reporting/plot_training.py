@@ -104,9 +104,17 @@ def _draw_line(panel: Any, line: Line, color: str, colored: bool) -> None:
     steps = [step for step, _ in line]
     if colored:
         raw = [loss for _, loss in line]
-        panel.plot(steps, raw, color=color, lw=0.8, alpha=0.35, marker="o" if sparse else "", ms=4)
+        panel.plot(steps, raw, color=color, lw=0.8, alpha=0.35)
     smooth = [loss for _, loss in (line if sparse else _smooth(line))]
-    panel.plot(steps, smooth, color=color, lw=1.8 if colored else 0.6, alpha=1 if colored else 0.25)
+    panel.plot(
+        steps,
+        smooth,
+        color=color,
+        lw=1.8 if colored else 0.6,
+        alpha=1 if colored else 0.25,
+        marker="o" if sparse else "",
+        ms=4,
+    )
 
 
 def _loss_scale(panel: Any, smooth: Sequence[float]) -> None:
@@ -140,6 +148,7 @@ def _caption(cells: Sequence[RunRecord], colors: dict[str, str], grey: Sequence[
     of = f"{len(grey)} of {left_out:,}" if left_out > len(grey) else f"{left_out}"
     further = f" Grey: {of} further cells." if left_out else ""
     return (
-        "<sub>Thick: smoothed (centred mean); thin: as logged. A lower loss is no better model: "
-        f"the validation metric decides.{further}</sub>"
+        "<sub>Thick: smoothed (centred mean); thin: as logged, cut at the edge of the "
+        "plot. A lower loss does not make a better "
+        f"model: the scores decide.{further}</sub>"
     )

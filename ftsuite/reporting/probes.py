@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 LONGEST_ANSWER = 300
 """Characters of an answer that are shown."""
+FEWEST_TO_TEST = 6
+"""Prompts that a paired test needs to give p < 0.05: 2 / 2**6 = 0.03."""
 
 
 def section(study: Study) -> str:
@@ -66,12 +68,29 @@ def _rates(study: Study, name: str) -> str:
             rows.append(_rate_row(fmt.code(cell.label), tuned))
     headers = ["model", ">pass with system", ">pass without"]
     headers += [">contrast with system", ">contrast without"]
-    note = (
-        "Contrast: mean log-likelihood a token of the wanted answer less that of the plain one, "
-        "nats; above 0 the model prefers the wanted answer."
-    )
     left_out = beyond(len(study.cells), MOST_CELLS)
-    return f"{fmt.table(headers, rows)}{left_out}\n\n<sub>{note}</sub>"
+    return f"{fmt.table(headers, rows)}{left_out}\n\n<sub>{_note(seen)}</sub>"
+
+
+def _note(bases: set[ProbeResult]) -> str:
+    """How to read the counts and contrasts of a probe."""
+    said = ["No test is made of these counts."]
+    prompts = max((_prompts(probe) for probe in bases), default=0)
+    if 0 < prompts < FEWEST_TO_TEST:
+        said = [
+            f"With {fmt.plural(prompts, 'prompt')} no change in these counts could be significant: "
+            "read the answers."
+        ]
+    if any(probe.contrasts for probe in bases):
+        said.append(
+            "Contrast: mean log-likelihood a token of the wanted answer minus that of the plain "
+            "one, in nats; above 0 the model prefers the wanted answer."
+        )
+    return " ".join(said)
+
+
+def _prompts(probe: ProbeResult) -> int:
+    return len({answer.prompt for answer in probe.answers})
 
 
 def _rate_row(label: str, probe: ProbeResult) -> list[str]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ftsuite.compare import find_comparison, find_metric, value_interval
+from ftsuite.compare import find_comparison, find_metric
+from ftsuite.reporting import evidence
 from ftsuite.reporting import formats as fmt
 from ftsuite.statistics import Verdict
 
@@ -15,8 +16,7 @@ if TYPE_CHECKING:
     from ftsuite.reporting.study import Study
 
 FORMAT_FAILURE = 0.05
-"""A generated answer that matches less often than this is a failure of format, if the same
-model tells the right answer from the wrong ones."""
+"""Where generated answers match no more often than this, the format may be what fails."""
 
 
 def metric_notes(study: Study, name: str) -> str:
@@ -31,14 +31,38 @@ def metric_notes(study: Study, name: str) -> str:
         first = scores[0]
         if first.chance is not None:
             said.append(f"A random choice scores {fmt.score(first.chance)}.")
-        of = f" of {first.available:,}" if first.available > len(first.doc_ids) else ""
-        said.append(f"{len(first.doc_ids):,}{of} documents.")
-    detectable = [c.minimum_detectable for _, c in pairs if c.minimum_detectable is not None]
-    if detectable:
-        low, high = fmt.score(min(detectable)), fmt.score(max(detectable))
-        spread = low if low == high else f"{low} to {high}"
-        said.append(f"They detect a difference of {spread} (80 % power at 5 %).")
-    return " ".join(said)
+        split = f" of the {first.split} split" if first.split else ""
+        sizes = {(len(metric.doc_ids), metric.available): None for metric in scores}
+        counts = [f"{n:,} of {of:,}" if of > n else f"{n:,}" for n, of in sizes]
+        one = list(sizes) == [(1, 1)]
+        said.append(f"{fmt.either(counts)} document{'' if one else 's'}{split}.")
+    return " ".join([*said, power(study, name)]).rstrip()
+
+
+def power(study: Study, name: str) -> str:
+    """What the documents can show on a metric; empty if nothing was compared."""
+    found = [c for cell in study.cells if (c := find_comparison(cell, name)) and not c.refused]
+    if not found:
+        return ""
+    if study.hopeless(name):
+        few = fmt.either([f"{n:,}" for n in sorted({c.n for c in found})])
+        floor = min(value for (_, metric), value in study.floors.items() if metric == name)
+        return (
+            f"**Nothing can be shown here:** with {few} documents and "
+            f"{fmt.plural(study.tests, 'comparison')} the smallest possible p-value is "
+            f"{fmt.p_value(floor)} after Holm's correction, and a verdict needs less than "
+            f"{study.alpha:g}."
+        )
+    seen = [evidence.possible(c.metric, c.minimum_detectable) for c in found]
+    known = [number for number in seen if number is not None]
+    if not known:
+        return ""
+    low, high = fmt.score(min(known)), fmt.score(max(known))
+    numbers = low if low == high else f"{low} to {high}"
+    more = ""
+    if study.tests > 1:
+        more = f"; after the correction for {study.tests:,} comparisons it must be larger"
+    return f"A single test at 5 % finds a difference of {numbers} with 80 % power{more}."
 
 
 def metric_story(study: Study, name: str) -> str:
@@ -51,17 +75,18 @@ def metric_story(study: Study, name: str) -> str:
             words[word].append(fmt.code(cell.label))
     said = [_format_failure(study, name), _chance(pairs, name)]
     decided = sum(len(labels) for labels in words.values())
+    compared = "compared " if decided < len(study.cells) else ""
     if decided and len(words[Verdict.NOISE]) == decided:
-        who = "the cell's score" if decided == 1 else f"none of the {decided:,} cells' scores"
-        does = "does not differ" if decided == 1 else "differs"
-        said.append(
-            f"**Within noise:** {who} {does} from base by more than these documents can tell."
-        )
+        who = f"none of the {decided:,} {compared}cells differs"
+        if decided <= 2:
+            who = "the score does not differ" if decided == 1 else f"neither {compared}cell differs"
+        said.append(f"**Within noise:** {who} from base by more than these documents can tell.")
     elif decided > 1 and len(words[Verdict.BETTER]) == decided:
-        said.append(f"All {decided:,} cells are better than base.")
-    else:
+        both = "Both" if decided == 2 else f"All {decided:,}"
+        said.append(f"{both} {compared}cells are better than base.")
+    elif decided > 1:
         for word in Verdict:
-            if words[word] and decided > 1:
+            if words[word]:
                 said.append(f"{str(word).capitalize()}: {fmt.enumerate_words(words[word])}.")
     return " ".join(part for part in said if part)
 
@@ -73,32 +98,51 @@ def _format_failure(study: Study, name: str) -> str:
     mine = find_metric(cell.base, name) if cell else None
     if cell is None or found is None or found.base is None or mine is None:
         return ""
-    if mine.chance is not None or not found.higher_is_better or found.base > FORMAT_FAILURE:
+    if not found.metric.startswith("exact_match") or found.base > FORMAT_FAILURE:
         return ""
+    base = "Base" if _one_base(study, name) else f"The base of {fmt.code(cell.label)}"
+    scored = f"{base} scores {fmt.score(found.base)} here ({fmt.plural(found.n, 'document')})"
     choice = _choice_metric(study, cell, name)
-    if choice is None:
+    point = evidence.point_of(choice)
+    if choice is None or choice.chance is None or point is None:
         return (
-            f"Base scores {fmt.score(found.base)}: whether it cannot do the task or only fails the "
-            "answer's format is not measured here; a label choice by log-likelihood would tell."
+            f"{scored}: whether it cannot do the task or only fails the answer's format is not "
+            "measured; a task that lets it choose between given answers would tell."
         )
-    mean, low, _ = value_interval(choice)
+    there = f"{fmt.score(point[0])} on {fmt.code(choice.name)}"
     chance = fmt.score(choice.chance)
-    if choice.chance is not None and low > choice.chance:
+    if point[1] <= choice.chance:
         return (
-            f"**Part of this delta is format:** base scores {fmt.score(found.base)} here, yet "
-            f"{fmt.score(mean)} on {fmt.code(choice.name)}, where it only has to prefer the right "
-            f"label (chance {chance}). It knows some of the task but does not answer in the form "
-            f"that is asked for; the fair baseline is {fmt.score(mean)}."
+            f"{scored} and {there}, where it only chooses between given answers (chance {chance}): "
+            "it is not shown to know the task, whatever the format."
         )
     return (
-        f"Base scores {fmt.score(found.base)} here and {fmt.score(mean)} on "
-        f"{fmt.code(choice.name)}, which is not above chance ({chance}): it can do neither the "
-        "format nor the task."
+        f"**The format may be what base fails:** {scored[0].lower()}{scored[1:]}, but {there}, "
+        f"where it only chooses between given answers (chance {chance})."
+        f"{_without_format(study, choice.name)}"
     )
 
 
+def _without_format(study: Study, name: str) -> str:
+    """The same cells on the metric that does not ask for a format; empty if not compared."""
+    found = [c for cell in study.cells if (c := find_comparison(cell, name)) and not c.refused]
+    tuned = sorted(c.tuned for c in found if c.tuned is not None)
+    if not tuned or len({(c.base, c.n) for c in found}) > 1:
+        return ""
+    low, high = fmt.score(tuned[0]), fmt.score(tuned[-1])
+    return (
+        f" Without the format, on the {fmt.plural(found[0].n, 'document')} of that metric, the "
+        f"scores go from {fmt.score(found[0].base)} (base) to "
+        f"{low if low == high else f'between {low} and {high}'} (tuned)."
+    )
+
+
+def _one_base(study: Study, name: str) -> bool:
+    return len(evidence.different(find_metric(cell.base, name) for cell in study.cells)) <= 1
+
+
 def _choice_metric(study: Study, cell: RunRecord, name: str) -> MetricScores | None:
-    """The metric with a chance level that shares the task's family (`intent_…`), else headline."""
+    """The metric with a chance level of a task of the same family (`intent_…`)."""
     metrics = [m for m in (cell.base.metrics if cell.base else ()) if m.chance is not None]
     metrics = [m for m in metrics if m.name != study.rank_by and len(m.doc_ids) > 1]
     family = name.split("/")[0].split("_")[0]
@@ -107,21 +151,21 @@ def _choice_metric(study: Study, cell: RunRecord, name: str) -> MetricScores | N
 
 
 def _chance(pairs: Sequence[tuple[RunRecord, Comparison]], name: str) -> str:
-    """Say so when a model is not above a random choice."""
-    base = find_metric(pairs[0][0].base, name)
-    if base is None or base.chance is None or len(base.doc_ids) < 2:
-        return ""
+    """Say so when a model is not shown to be above a random choice."""
     said = []
-    if _not_above(base):
-        said.append("Base is not above chance.")
+    bases = evidence.different(find_metric(cell.base, name) for cell, _ in pairs)
+    if any(_not_above(metric) for metric in bases):
+        of = "Base is" if len(bases) == 1 else "At least one base is"
+        said.append(f"{of} not shown to be above chance.")
     tuned = [(cell, find_metric(cell.tuned, name)) for cell, _ in pairs]
-    low = [fmt.code(cell.label) for cell, metric in tuned if metric and _not_above(metric)]
-    if low:
-        said.append(f"Not above chance after tuning: {fmt.enumerate_words(low)}.")
+    cells = [fmt.code(cell.label) for cell, metric in tuned if metric and _not_above(metric)]
+    if cells:
+        said.append(f"Not shown to be above chance after tuning: {fmt.enumerate_words(cells)}.")
     return " ".join(said)
 
 
 def _not_above(metric: MetricScores) -> bool:
-    if metric.chance is None or len(metric.doc_ids) < 2:
+    point = evidence.point_of(metric)
+    if metric.chance is None or point is None or len(metric.doc_ids) < 2:
         return False
-    return value_interval(metric)[1] <= metric.chance
+    return point[1] <= metric.chance

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 
 from ftsuite import jsonfile
 from ftsuite import records as rec
-from ftsuite.compare import find_comparison, verdict
+from ftsuite.compare import find_comparison, find_metric, verdict
 from ftsuite.config import RunConfig, to_plain
 from ftsuite.errors import ComparisonError
 from ftsuite.ranking import Ranking, adjusted_p_values, is_scored, ranking
-from ftsuite.reporting.sweep import short_labels
+from ftsuite.reporting import evidence
+from ftsuite.reporting.sweep import short_labels, swept_keys
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,6 +33,8 @@ class Study:
     """Complete cells, best first where there is a ranking."""
     labels: dict[str, str]
     """run_id → short label of a complete cell, for plots."""
+    unscored: tuple[RunRecord, ...]
+    """Complete cells that were scored on no task."""
     unfinished: tuple[RunRecord, ...]
     missing: tuple[CellEntry, ...]
     """Cells of the manifest without a record."""
@@ -43,13 +46,40 @@ class Study:
     problem: str
     """Why there is no ranking; empty if there is one."""
     adjusted: dict[tuple[str, str], float]
-    """(run_id, metric) → Holm p-value over all test-side comparisons."""
+    """(run_id, metric) → Holm p-value over all comparisons with the base but the ranking one's."""
+    floors: dict[tuple[str, str], float]
+    """The same keys → the smallest Holm p-value that the documents could have given."""
 
     @property
     def pick(self) -> RunRecord | None:
-        """The recommended cell."""
+        """The recommended cell; of cells that differ in their seed alone there is none."""
+        if self.only_seeds:
+            return None
         wanted = self.ranking.recommended if self.ranking else None
         return next((cell for cell in self.cells if cell.run_id == wanted), None)
+
+    @property
+    def only_seeds(self) -> bool:
+        """Whether the cells differ in nothing but a seed: repetitions, not candidates."""
+        keys = swept_keys(self.cells)
+        return bool(keys) and all(key.endswith("seed") for key in keys)
+
+    @property
+    def rank_split(self) -> str:
+        """Split of the ranking metric's documents; empty if the records do not say."""
+        return self.split_of(self.rank_by)
+
+    @property
+    def rank_words(self) -> str:
+        """What the cells are ranked on, as a noun: `validation` only where it is."""
+        if self.rank_split in ("", "validation"):
+            return self.rank_split or "the ranking metric"
+        return f"the {self.rank_split} split"
+
+    @property
+    def tests(self) -> int:
+        """How many comparisons with the base are adjusted together."""
+        return len(self.adjusted)
 
     @property
     def near(self) -> frozenset[str]:
@@ -69,6 +99,16 @@ class Study:
         middle = [name for name in names if name not in (self.rank_by, self.headline, *last)]
         first = [self.headline] if self.headline in names and self.headline != self.rank_by else []
         return (*first, *middle, *last)
+
+    def hopeless(self, name: str) -> bool:
+        """Say whether no result at all could have been significant on a metric."""
+        floors = [floor for (_, metric), floor in self.floors.items() if metric == name]
+        return bool(floors) and min(floors) >= self.alpha
+
+    def split_of(self, name: str) -> str:
+        """Return the split of a metric's documents; empty if the records do not say."""
+        found = (find_metric(cell.tuned, name) for cell in self.cells)
+        return next((metric.split for metric in found if metric and metric.split), "")
 
     def adjusted_p(self, cell: RunRecord, name: str) -> float | None:
         """Return the Holm p-value of a cell's metric, None if refused or not in the family."""
@@ -104,16 +144,29 @@ def build(manifest: StudyManifest, records: Sequence[RunRecord]) -> Study:
     settings = (scored or ordered)[0].config if ordered else to_plain(RunConfig())
     evals, alpha = settings["evals"], settings["gates"]["alpha"]
     rank_by = evals["rank_by"]
+    complete = any(record.status == "complete" for record in ordered)
     found, problem = _rank(scored, rank_by, alpha)
+    if complete and not scored:
+        problem = "the finished cells were not scored, as evals.tasks names no task"
     if found:
         place = {run_id: index for index, run_id in enumerate(found.order)}
         scored.sort(key=lambda record: place[record.run_id])
+    adjusted = adjusted_p_values(scored, rank_by)
+    floors = {
+        (record.run_id, found.name): evidence.floor_of(found)
+        for record in scored
+        for found in record.comparisons
+        if (record.run_id, found.name) in adjusted
+    }
     return Study(
         manifest=manifest,
         records=tuple(ordered),
         cells=tuple(scored),
         labels=short_labels(scored),
-        unfinished=tuple(record for record in ordered if not is_scored(record)),
+        unscored=tuple(
+            record for record in ordered if record.status == "complete" and not is_scored(record)
+        ),
+        unfinished=tuple(record for record in ordered if record.status != "complete"),
         missing=tuple(entry for entry in manifest.cells if entry.run_id not in by_id),
         rank_by=rank_by,
         headline=evals["headline"],
@@ -121,7 +174,8 @@ def build(manifest: StudyManifest, records: Sequence[RunRecord]) -> Study:
         alpha=alpha,
         ranking=found,
         problem=problem,
-        adjusted=adjusted_p_values(scored, rank_by),
+        adjusted=adjusted,
+        floors=evidence.smallest_adjusted(floors),
     )
 
 
@@ -129,7 +183,7 @@ def _rank(scored: Sequence[RunRecord], rank_by: str, alpha: float) -> tuple[Rank
     if not scored:
         return None, "no cell finished"
     if not rank_by:
-        return None, "no validation metric was configured (`evals.rank_by` is empty)"
+        return None, "no validation metric was configured (evals.rank_by is empty)"
     try:
         return ranking(scored, rank_by, alpha), ""
     except ComparisonError as error:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from ftsuite.compare import corpus_value, find_comparison, find_metric, value_interval
+from ftsuite.compare import corpus_value, find_comparison, find_metric
 from ftsuite.ranking import cost
+from ftsuite.reporting import evidence
 from ftsuite.reporting import formats as fmt
 
 if TYPE_CHECKING:
@@ -24,17 +25,18 @@ MOST_CELLS = 20
 def ranked(study: Study) -> str:
     """The table to pick from: one row a cell, best first."""
     order, rows = study.ranking, []
-    for place, cell in enumerate(study.cells[:MOST_RANKED], start=1):
+    places = _places(study)
+    for cell in study.cells[:MOST_RANKED]:
         # One span an override, so that a long label can break and the table fits the page.
         name = " ".join(fmt.code(part) for part in re.split(r",(?=[\w.+/@]+=)", cell.label))
-        if order and cell.run_id == order.recommended:
+        if cell is study.pick:
             name = f"**{name}** ← pick"
         near = " ≈" if order and cell.run_id in order.within_noise else ""
         found = find_comparison(cell, study.headline)
         parameters, _ = cost(cell)
         rows.append(
             [
-                f"{place}{near}" if order else fmt.NONE,
+                f"{places[cell.run_id]}{near}" if order else fmt.NONE,
                 name,
                 fmt.unbroken(interval_of(find_metric(cell.tuned, study.rank_by))),
                 *(fmt.unbroken(text) for text in _headline(study, cell, found)),
@@ -43,24 +45,44 @@ def ranked(study: Study) -> str:
                 fmt.unbroken(fmt.seconds(train_seconds(cell))),
             ]
         )
-    headers = [">rank", "cell", ">validation [95 %]", ">base", ">tuned", ">difference [95 %]"]
+    headers = [
+        ">rank",
+        "cell",
+        f">{study.rank_words.removeprefix('the ')} [95 %]",
+        ">base",
+        ">tuned",
+        ">difference [95 %]",
+    ]
     headers += [">Holm p", "verdict", "gates", ">parameters", ">training"]
     return fmt.table(headers, rows) + beyond(len(study.cells), MOST_RANKED)
 
 
+def _places(study: Study) -> dict[str, int]:
+    """run_id → rank; cells of the same score share one."""
+    places: dict[str, int] = {}
+    scores: list[float | None] = []
+    for cell in study.cells:
+        metric = find_metric(cell.tuned, study.rank_by)
+        scores.append(corpus_value(metric) if metric and metric.doc_ids else None)
+        places[cell.run_id] = scores.index(scores[-1]) + 1
+    return places
+
+
 def interval_of(metric: MetricScores | None) -> str:
-    """`0.875 [0.79, 0.93]`: the value of one model and its 95 % interval."""
-    if metric is None:
+    """`0.875 [0.79, 0.93]`: the mean of one model and its 95 % interval."""
+    point = evidence.point_of(metric)
+    if metric is None or point is None:
         return fmt.NONE
-    if len(metric.doc_ids) < 2:
-        return fmt.score(corpus_value(metric)) if metric.doc_ids else fmt.NONE
-    value, low, high = value_interval(metric)
+    value, low, high = point
+    if len(metric.doc_ids) == 1:
+        return f"{fmt.score(value)} (1 document)"
     return f"{fmt.score(value)} {fmt.interval(low, high)}"
 
 
 def difference_of(comparison: Comparison) -> str:
     """`+0.584 [0.47, 0.70]`."""
-    return f"{fmt.change(comparison.difference)} {fmt.interval(comparison.low, comparison.high)}"
+    low, high = evidence.inside(comparison.metric, comparison.low, comparison.high)
+    return f"{fmt.change(comparison.difference)} {fmt.interval(low, high)}"
 
 
 def train_seconds(cell: RunRecord) -> float:
@@ -124,7 +146,7 @@ def metric(study: Study, name: str) -> str:
                     difference_of(found),
                     fmt.p_value(found.p_value),
                     fmt.p_value(study.adjusted_p(cell, name)),
-                    _detectable(found),
+                    _detectable(study, found),
                     verdict_words(study, cell, found),
                 ]
             )
@@ -133,52 +155,24 @@ def metric(study: Study, name: str) -> str:
     return table + beyond(len(study.cells), MOST_CELLS)
 
 
-def _detectable(comparison: Comparison) -> str:
-    found = comparison.minimum_detectable
+def _detectable(study: Study, comparison: Comparison) -> str:
+    if study.hopeless(comparison.name):
+        return fmt.NONE
+    found = evidence.possible(comparison.metric, comparison.minimum_detectable)
     return fmt.NONE if found is None else fmt.change(found).removeprefix("+")
 
 
-def regressions(study: Study) -> str:
-    """Every significant loss and every gate, a row each; empty if there are none."""
-    rows = []
-    for cell in study.cells[:MOST_CELLS]:
-        gates = {gate.metric: gate for gate in cell.gates}
-        lost = {
-            found.name: found for found in cell.comparisons if study.verdict(cell, found) == "worse"
-        }
-        for name in sorted({**gates, **lost}):
-            found, gate = find_comparison(cell, name), gates.get(name)
-            known = found is not None and not found.refused
-            status = fmt.NONE
-            if gate:
-                limit = fmt.change(gate.limit).removeprefix("+")
-                status = f"{'pass' if gate.passed else '**fails**'}, {limit} worse allowed"
-                status += "" if known else f" ({fmt.escape(gate.reason, limit=200)})"
-            rows.append(
-                [
-                    fmt.code(cell.label),
-                    fmt.code(name),
-                    difference_of(found) if found and known else fmt.NONE,
-                    fmt.p_value(study.adjusted_p(cell, name)),
-                    verdict_words(study, cell, found) if found else fmt.NONE,
-                    status,
-                ]
-            )
-    headers = ["cell", "metric", ">difference [95 %]", ">Holm p", "verdict", "gate"]
-    return fmt.table(headers, rows) + beyond(len(study.cells), MOST_CELLS) if rows else ""
-
-
 def unfinished(study: Study) -> str:
-    """Cells without scores: failed, interrupted, or never run."""
+    """Cells that did not finish: failed, interrupted, running, or never run."""
     rows = []
     for cell in study.unfinished:
-        stage, message = fmt.NONE, "finished without scores (`evals.tasks` is empty?)"
+        stage, message = fmt.NONE, "no result yet; it is still running"
         if cell.failure:
             stage = cell.failure.stage
             message = fmt.escape(" ".join(cell.failure.message.split()), limit=300)
             message = f"{fmt.escape(cell.failure.kind)}: {message}"
-        elif cell.status != "complete":
-            message = "no result yet; the same command goes on where it stopped"
+        elif cell.status != "running":
+            message = "no result yet; run the same command again to go on where it stopped"
         rows.append([fmt.code(cell.label), cell.status, stage, message])
     rows += [[fmt.code(entry.label), "not run", fmt.NONE, ""] for entry in study.missing]
     table = fmt.table(["cell", "status", "stage", "message"], rows[:MOST_RANKED])
@@ -229,7 +223,8 @@ def costs(study: Study, cells: Sequence[RunRecord]) -> str:
         share = (
             f"{100 * parameters / cell.train.total_parameters:.2g} %" if cell.train else fmt.NONE
         )
-        tokens = cell.train.tokens if cell.train else 0
+        # Seconds of a resumed training leave out the steps before.
+        whole = cell.train if cell.train and not cell.train.resumed_from_step else None
         spent = train_seconds(cell)
         rows.append(
             [
@@ -237,12 +232,14 @@ def costs(study: Study, cells: Sequence[RunRecord]) -> str:
                 interval_of(find_metric(cell.tuned, study.rank_by or study.headline)),
                 f"{fmt.count(parameters)} ({share})",
                 fmt.seconds(spent),
-                f"{tokens / spent:,.0f}" if spent else fmt.NONE,
+                f"{whole.tokens / spent:,.0f}" if whole and spent else fmt.NONE,
                 fmt.seconds(own),
                 fmt.score(cell.train.final_loss) if cell.train else fmt.NONE,
                 fmt.score(cell.train.eval_loss) if cell.train else fmt.NONE,
             ]
         )
-    headers = ["cell", ">validation [95 %]" if study.rank_by else ">headline [95 %]"]
+    ranked = study.rank_words.removeprefix("the ")
+    headers = ["cell", f">{ranked if study.rank_by else 'headline'} [95 %]"]
     headers += [">trained parameters", ">training", ">tokens/s", ">train + merge + eval"]
-    return fmt.table([*headers, ">final loss", ">eval loss"], rows) + beyond(len(cells), MOST_CELLS)
+    headers += [">training loss", ">validation loss"]
+    return fmt.table(headers, rows) + beyond(len(cells), MOST_CELLS)

@@ -22,10 +22,13 @@ RANGES = {
     "acc": (0.0, 1.0),
     "acc_norm": (0.0, 1.0),
     "acc_mutual_info": (0.0, 1.0),
-    "exact_match": (0.0, 1.0),
     "bits_per_byte": (0.0, math.inf),
+    "bleu": (0.0, 100.0),
+    "chrf": (0.0, 100.0),
+    "exact_match": (0.0, 1.0),
+    "mcc": (-1.0, 1.0),
 }
-"""What lm-eval's metric of a name can give for a document, and so for the mean of documents."""
+"""What lm-eval's metric of a name can give. Not F1: some tasks give it in per cent."""
 
 Status = Literal["complete", "failed", "running", "interrupted"]
 

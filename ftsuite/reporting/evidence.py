@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING, TypeVar
 
 from ftsuite.compare import corpus_value, find_metric, metric_reasons, paired, value_interval
+from ftsuite.records import RANGES
 from ftsuite.statistics import PairedDifference, holm
 
 if TYPE_CHECKING:
@@ -18,18 +19,6 @@ Key = TypeVar("Key", bound="Hashable")
 Point = tuple[float, float, float]
 """Value and the ends of its 95 % interval."""
 
-RANGES = {
-    "acc": (0.0, 1.0),
-    "acc_norm": (0.0, 1.0),
-    "bits_per_byte": (0.0, math.inf),
-    "bleu": (0.0, 100.0),
-    "chrf": (0.0, 100.0),
-    "em": (0.0, 1.0),
-    "exact_match": (0.0, 1.0),
-    "f1": (0.0, 1.0),
-    "mcc": (-1.0, 1.0),
-}
-"""Least and greatest possible value of the metrics that have them."""
 PERMUTATIONS = ("exact McNemar", "exact sign-flip", "sign-flip", "exact swap", "swap")
 """Starts of `Comparison.method` whose p-values count the ways to swap the two models."""
 
@@ -40,7 +29,7 @@ def range_of(metric: str) -> tuple[float, float]:
     Args:
         metric: Name of the metric, with or without its task and its filter.
     """
-    name = metric.rpartition("/")[2].partition(",")[0]
+    name = metric.rpartition("/")[2].partition("@")[0]
     return RANGES.get(name, (-math.inf, math.inf))
 
 

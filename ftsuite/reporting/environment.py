@@ -9,7 +9,7 @@ from ftsuite.reporting import formats as fmt
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from ftsuite.records import RunRecord
+    from ftsuite.records import MergeSummary, RunRecord
     from ftsuite.reporting.study import Study
 
 
@@ -93,6 +93,18 @@ def _fidelity(records: Iterable[RunRecord]) -> str:
     return (
         f"adapter and merged model differ by at most {worst.max_difference:.1e} nats a token "
         f"(tolerance {worst.tolerance:.1e}) on {worst.fidelity_items} items, in the worst of "
-        f"{fmt.plural(len(merges), 'merge')}; {fmt.size(worst.bytes)} a merged model "
+        f"{fmt.plural(len(merges), 'merge')}{_proved(merges)}; {fmt.size(worst.bytes)} a merged "
+        f"model "
         f"({worst.dtype})"
+    )
+
+
+def _proved(merges: list[MergeSummary]) -> str:
+    """What was shown beside the log-likelihoods; records of before have nothing to say."""
+    if not all(merge.proved_tensors for merge in merges):
+        return ""
+    trained = max(merge.max_trained_difference for merge in merges)
+    return (
+        f", by at most {trained:.1e} over trained tokens; every tensor is base + scale·B·A, byte by "
+        "byte"
     )

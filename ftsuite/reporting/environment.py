@@ -105,6 +105,6 @@ def _proved(merges: list[MergeSummary]) -> str:
         return ""
     trained = max(merge.max_trained_difference for merge in merges)
     return (
-        f", by at most {trained:.1e} over trained tokens; every tensor is base + scale·B·A, byte by "
-        "byte"
+        f", by at most {trained:.1e} over trained tokens; every tensor is base + scale·B·A, byte "
+        "by byte"
     )

@@ -24,7 +24,9 @@ TRAINED_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.4, "float16": 0.1}
 """Largest |Δ mean log-likelihood| a token between adapter and merged model, nats: over a row's
 tokens, and over its trained tokens alone, which may be two or three.
 
-The weights are proved apart (mergecheck.py): what is left is that W + BA is rounded to the dtype.
+The weights are proved apart (mergecheck.py), so this is what rounding W + BA to the dtype costs.
+Seen on SmolLM2-135M over 16 rows: float32 2e-6 and 2e-5; bfloat16 0.12 and 0.17 (H200), 0.04 a row
+(CPU); float16 0.01 a row (CPU). A model loaded under a wrong configuration costs whole nats.
 """
 
 

@@ -39,7 +39,6 @@ def evaluate(
         DataError: a task's documents are missing, or its system prompt gets lost in the template.
         StageError: lm-eval would score other tokens than training trains.
     """
-    from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager
 
     loaded = tasks.load(config.evals, root)
@@ -54,7 +53,7 @@ def evaluate(
     harness = build_harness(model, tokenizer, config.evals.batch_size, cell, what)
     picked = {t.task.config.task: _subset(t, config.evals) for t in loaded}
     bos = proof.prove({t.task.config.task: t.task for t in loaded}, harness, picked)
-    results = simple_evaluate(
+    results = _simple_evaluate(
         model=harness,
         tasks=[t.task for t in loaded],
         num_fewshot=config.evals.num_fewshot,
@@ -89,6 +88,18 @@ def evaluate(
     return Scores(
         conditions=conditions, metrics=scored, tokens=harness.tokens, generation_ignored=ignored
     )
+
+
+def _simple_evaluate(**arguments: Any) -> Any:
+    import lm_eval
+
+    try:
+        return lm_eval.simple_evaluate(**arguments)
+    except OverflowError as error:
+        raise StageError(
+            "eval: a perplexity is beyond the largest number, as of texts without spaces, which "
+            "count as one word; leave word_perplexity out of the task's metric_list"
+        ) from error
 
 
 def engine() -> str:

@@ -7,6 +7,7 @@ value of the items. Records keep numbers from which any resample of the document
 from __future__ import annotations
 
 import math
+import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 REPLICATES = 1_000
 """Resamples on which a task's own function is called while its items are at hand."""
+REPLICATES_SECONDS = 900
+"""Longest time that they may take."""
 CHOICE_ACCURACIES = ("acc", "acc_norm", "acc_bytes", "acc_mutual_info")
 SUMMED = ("mean", "brier_score")
 """Aggregations that are the mean of one number a document."""
@@ -121,7 +124,7 @@ def _values(metric: str, function: Callable[[Any], Any], items: list[list[Any]])
         _require_finite(metric, [value])
         return {"values": (), "aggregation": name, "value": value, "statistics": columns}
     value, replicates = _own_function(function, items)
-    _require_finite(metric, [value, *replicates])
+    _require_finite(metric, [value])
     return {"values": (), "aggregation": name, "value": value, "replicates": replicates}
 
 
@@ -204,18 +207,29 @@ def _of_texts(name: str, items: list[Any]) -> list[Sequence[float]]:
 def _own_function(
     function: Callable[[Any], Any], items: list[list[Any]]
 ) -> tuple[float, tuple[float, ...]]:
-    """A task's own aggregation on all documents, and on resamples of them."""
+    """A task's own aggregation on all documents, and on resamples of them.
+
+    No resamples where they would take too long (a function that runs a model of its own), or where
+    one has no value (no document of a class): then a comparison is refused.
+    """
     sizes = [len(member) for member in items]
 
     def weighted(picked: list[list[Any]]) -> float:
         values = [float(function(member)) for member in picked]
         return sum(size * v for size, v in zip(sizes, values, strict=True)) / sum(sizes)
 
-    replicates = [
-        weighted([[member[i] for i in places] for member, places in zip(items, drawn, strict=True)])
-        for drawn in resampling.draws(sizes, REPLICATES)
-    ]
-    return weighted(items), tuple(replicates)
+    start = time.perf_counter()
+    value = weighted(items)
+    if (time.perf_counter() - start) * REPLICATES > REPLICATES_SECONDS:
+        return value, ()
+    replicates = []
+    for drawn in resampling.draws(sizes, REPLICATES):
+        picked = [[m[i] for i in places] for m, places in zip(items, drawn, strict=True)]
+        try:
+            replicates.append(weighted(picked))
+        except Exception:  # the function is the task's; what it raises on a resample is its own
+            return value, ()
+    return value, tuple(replicates) if all(map(math.isfinite, replicates)) else ()
 
 
 def _require_finite(metric: str, values: Sequence[float]) -> None:

@@ -332,16 +332,17 @@ def plain_generation(model: Any, ends: list[int], pad_token_id: int) -> tuple[st
     plain = GenerationConfig(
         bos_token_id=own.bos_token_id, eos_token_id=ends, pad_token_id=pad_token_id
     )
-    kept = {*plain.to_dict()} & {"bos_token_id", "eos_token_id", "pad_token_id", "use_cache"}
+    used = {"bos_token_id", "eos_token_id", "pad_token_id", "use_cache", "transformers_version"}
     ignored = {
         name: value
         for name, value in sorted(own.to_diff_dict().items())
-        # Flags that are off say nothing.
-        if value not in (None, False) and name not in kept | {"transformers_version"}
+        # Flags that are off say nothing; names with an underscore are not settings.
+        if value not in (None, False) and name not in used and not name.startswith("_")
     }
     model.generation_config = plain
-    used = f"greedy, ends at {', '.join(map(str, ends))}"
-    return used, ", ".join(f"{name}={value}" for name, value in ignored.items())
+    return f"greedy, ends at {', '.join(map(str, ends))}", ", ".join(
+        f"{name}={value}" for name, value in ignored.items()
+    )
 
 
 def _make_room(model: Any, token: int) -> None:

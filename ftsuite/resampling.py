@@ -264,8 +264,9 @@ def _require_tables(corpus: Corpus, *tables: Array) -> None:
 def _require_replicates(n: int, first: Sequence[float], second: Sequence[float]) -> None:
     if n < 2:
         raise ValueError("base has 1 item: at least 2 items are needed for an interval")
-    if not first or len(first) != len(second):
+    if not first or not second:
         raise ValueError(
-            f"the task's own function was computed on {len(first)} and {len(second)} resamples: "
-            "score both models again"
+            "the task's own aggregation takes too long for resamples, or has no value on some"
         )
+    if len(first) != len(second):
+        raise ValueError(f"{len(first)} and {len(second)} resamples: score both models again")

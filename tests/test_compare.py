@@ -374,7 +374,7 @@ def test_an_own_function_is_compared_by_its_resamples() -> None:
     assert (found.base, found.tuned) == (0.5, 0.8)
     assert found.difference == pytest.approx(0.3)
     assert "3 paired resamples" in found.method
-    assert "resamples: score both" in compared(own(0.5, 0.4), own(0.8)).refused
+    assert "resamples: score both" in compared(own(0.5, 0.4), own(0.8, 0.7, 0.8)).refused
     assert value_interval(own(0.5, 0.4, 0.5, 0.6))[0] == 0.5
 
 

@@ -77,8 +77,9 @@ def tiny(
 def demo(session_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Ran:
     """SmolLM2-135M on the demo's data with its settings, a few steps of it."""
     (config,) = compose(
-        ["model.source=embedded", "train.max_steps=4", "evals.limit=6", "evals.limits={}"]
+        ["model.source=embedded", "train.max_steps=3", "train.fidelity_items=2"]
     ).configs
+    config.evals.limits, config.evals.limit = {}, 3
     return run(config, session_store, tmp_path_factory.mktemp("store"))
 
 
@@ -246,6 +247,7 @@ def test_a_template_without_a_default_is_the_models_own(tiny: Ran) -> None:
 
 @pytest.mark.slow
 @pytest.mark.network
+@pytest.mark.timeout(1800)
 def test_the_demo_is_plain_too(demo: Ran, session_store: Path, tmp_path: Path) -> None:
     losses = plain_losses(demo, tmp_path)
     assert [point.loss for point in demo.trained.curve if point.loss is not None] == losses

@@ -257,6 +257,18 @@ def test_own_functions_interval_is_students() -> None:
     assert high - low == pytest.approx(2 * 1.9905 * np.std(base, ddof=1) / math.sqrt(80), rel=0.08)
 
 
+def test_own_functions_without_a_value_on_some_resample_have_no_interval() -> None:
+    def needs_both(items: list[int]) -> float:
+        if len(set(items)) < 2:
+            raise ValueError("only one class present")
+        return sum(items) / len(items)
+
+    found = metrics._values("auc", needs_both, [[0, 1, 1]])
+    assert found["value"] == pytest.approx(2 / 3) and found["replicates"] == ()
+    found = metrics._values("auc", lambda items: math.nan if 9 not in items else 1.0, [[9, 1]])
+    assert found["value"] == 1.0 and found["replicates"] == ()
+
+
 def test_resamples_depend_on_the_number_of_documents_alone() -> None:
     assert list(draws([5, 2], 3)) == list(draws([5, 2], 3)) != list(draws([5, 2], 3, seed=1))
     for drawn in draws([5, 2], 20):
@@ -288,8 +300,11 @@ def test_resamples_depend_on_the_number_of_documents_alone() -> None:
             ),
             "the value of base is inf",
         ),
-        (lambda: paired_replicates((1.0, (1.0, 2.0)), (1.0, (1.0,)), 5), "on 2 and 1 resamples"),
-        (lambda: paired_replicates((1.0, ()), (1.0, ()), 5), "on 0 and 0 resamples"),
+        (
+            lambda: paired_replicates((1.0, (1.0, 2.0)), (1.0, (1.0,)), 5),
+            "2 and 1 resamples: score both",
+        ),
+        (lambda: paired_replicates((1.0, ()), (1.0, ()), 5), "takes too long for resamples"),
         (lambda: replicate_interval(1.0, (1.0,), 1), "at least 2 items"),
     ],
 )

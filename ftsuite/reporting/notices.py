@@ -63,8 +63,8 @@ def _data(record: RunRecord) -> Iterable[str]:
         counts = [f"{n:,} {fmt.escape(why)}" for why, n in sorted(data.dropped.items())]
         total = fmt.plural(sum(data.dropped.values()), "row")
         yield f"{total} of the data dropped: {', '.join(counts)}."
-        for note in data.notes:
-            yield f\"Data: {fmt.escape(note)}.\"
+    for note in data.notes:
+        yield f"Data: {fmt.escape(note)}."
     packed = any(split.sequences < split.rows for split in data.splits)
     if packed and not data.documents_isolated:
         yield (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections import Counter
 from pathlib import Path
@@ -12,47 +13,58 @@ from ftsuite import models, probe, readers, tasks
 from ftsuite.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ftsuite.config import (
+        BackendConfig,
         DataConfig,
         EvalsConfig,
+        GatesConfig,
         LoraConfig,
         ProbesConfig,
         RunConfig,
+        StoreConfig,
+        TrackingConfig,
         TrainConfig,
     )
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 LARGEST_SEED = 2**32 - 1
 """NumPy takes no larger one."""
+THREADS_A_CORE = 8
+"""More CPU threads than this only wait for each other, and may not start at all."""
 
 
-def validate(config: RunConfig) -> None:
+def validate(config: RunConfig, passed: set[str] | None = None) -> None:
     """Refuse a configuration that cannot work; reads file names but no weights.
+
+    Args:
+        config: the configuration of one cell.
+        passed: what earlier cells of the same sweep have passed, which is added to: sections that
+            are equal are checked once a sweep.
 
     Raises:
         ConfigError: names the field, the value and the remedy.
     """
-    _check_name("study", config.study)
-    models.check(config.model)
-    _lora(config.lora)
-    _train(config.train)
-    _data(config.data)
-    _evals(config.evals)
-    _probes(config.probes)
-    if config.backend.name != "local":
-        raise ConfigError("backend.name", config.backend.name, "only 'local' is there")
-    _positive("backend.threads", config.backend.threads)
-    for name, limit in config.gates.max_worse.items():
-        _at_least(f"gates.max_worse.{name}", limit, 0)
-        _check_metric(f"gates.max_worse.{name}", name, config.evals)
-    _fraction("gates.alpha", config.gates.alpha)
-    for field in ("root", "reports"):
-        if not getattr(config.store, field):
-            raise ConfigError(f"store.{field}", "", "name a folder")
-    if config.tracking.mode not in ("offline", "online", "disabled"):
-        raise ConfigError(
-            "tracking.mode", config.tracking.mode, "choose offline, online or disabled"
-        )
+    passed = set() if passed is None else passed
+    _once(passed, _check_name, "study", config.study)
+    _once(passed, models.check, config.model)
+    _once(passed, _lora, config.lora)
+    _once(passed, _train, config.train)
+    _once(passed, _data, config.data)
+    _once(passed, _evals, config.evals)
+    _once(passed, _probes, config.probes)
+    _once(passed, _backend, config.backend)
+    _once(passed, _gates, config.gates, config.evals)
+    _once(passed, _services, config.store, config.tracking)
+
+
+def _once(passed: set[str], check: Callable[..., None], *parts: object) -> None:
+    """Check `parts` of a configuration, unless equal ones have passed."""
+    mark = f"{check.__module__}.{check.__name__} {parts!r}"
+    if mark not in passed:
+        check(*parts)
+        passed.add(mark)
 
 
 def _check_name(field: str, value: str | None) -> None:
@@ -155,6 +167,31 @@ def _probes(probes: ProbesConfig) -> None:
         raise ConfigError("probes.top_p", probes.top_p, "must be above 0 and at most 1")
     _distinct("probes.files", probes.files)
     probe.read_probes(probes)
+
+
+def _backend(backend: BackendConfig) -> None:
+    if backend.name != "local":
+        raise ConfigError("backend.name", backend.name, "only 'local' is there")
+    _positive("backend.threads", backend.threads)
+    cores = os.cpu_count() or 1
+    if (backend.threads or 0) > THREADS_A_CORE * cores:
+        remedy = f"this machine has {cores} cores; set at most {THREADS_A_CORE} threads for each"
+        raise ConfigError("backend.threads", backend.threads, remedy)
+
+
+def _gates(gates: GatesConfig, evals: EvalsConfig) -> None:
+    for name, limit in gates.max_worse.items():
+        _at_least(f"gates.max_worse.{name}", limit, 0)
+        _check_metric(f"gates.max_worse.{name}", name, evals)
+    _fraction("gates.alpha", gates.alpha)
+
+
+def _services(store: StoreConfig, tracking: TrackingConfig) -> None:
+    for field in ("root", "reports"):
+        if not getattr(store, field):
+            raise ConfigError(f"store.{field}", "", "name a folder")
+    if tracking.mode not in ("offline", "online", "disabled"):
+        raise ConfigError("tracking.mode", tracking.mode, "choose offline, online or disabled")
 
 
 def _positive(field: str, value: int | None) -> None:

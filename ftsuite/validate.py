@@ -9,7 +9,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ftsuite import models, probe, readers, tasks
+from ftsuite import models, probefiles, readers, tasks
 from ftsuite.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -166,7 +166,7 @@ def _probes(probes: ProbesConfig) -> None:
     if not 0 < probes.top_p <= 1:
         raise ConfigError("probes.top_p", probes.top_p, "must be above 0 and at most 1")
     _distinct("probes.files", probes.files)
-    probe.read_probes(probes)
+    probefiles.read_probes(probes)
 
 
 def _backend(backend: BackendConfig) -> None:

@@ -141,6 +141,7 @@ def _hard_texts(probe: Probe, pattern: str) -> Iterator[str]:
     """The probe's own answers, and long runs of what the pattern may repeat, with a wrong end."""
     for contrast in probe.contrasts:
         yield from (contrast.wanted, contrast.plain)
-    letters = dict.fromkeys([*filter(str.isalnum, pattern), "a", "1", " ", "a ", "a, "])
-    for unit in list(letters)[:MOST_RUNS]:
+    literals = re.findall(r"\w+", pattern) + list(filter(str.isalnum, pattern))
+    units = dict.fromkeys(["a", "1", " ", "a ", "a, ", *literals])
+    for unit in list(units)[:MOST_RUNS]:
         yield unit * RUN + "\x00"

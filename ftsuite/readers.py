@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ftsuite import filekind
 from ftsuite.errors import DataError, one_line
+from ftsuite.filekind import Kind
 from ftsuite.resources import find_file
 
 if TYPE_CHECKING:
@@ -101,6 +103,8 @@ def source_identity(source: str, *, split: str) -> str:
 def _read_file(path: Path, name: str, reader: Callable[[Path, str], list[Row]]) -> list[Row]:
     if path.stat().st_size == 0:
         raise DataError(f"{name}: the file is empty; check how it was written")
+    if (kind := filekind.of(path)) in filekind.NOT_TEXT and reader is not _read_parquet:
+        raise DataError(f"{name}: {filekind.NOT_TEXT[kind]}")
     try:
         return reader(path, name)
     except UnicodeDecodeError as error:
@@ -112,14 +116,20 @@ def _read_file(path: Path, name: str, reader: Callable[[Path, str], list[Row]]) 
 
 
 def _read_json(path: Path, name: str) -> list[Row]:
+    # utf-8-sig: files saved on Windows may begin with a byte order mark.
+    text = path.read_text(encoding="utf-8-sig")
     try:
-        # utf-8-sig: files saved on Windows may begin with a byte order mark.
-        value = json.loads(path.read_text(encoding="utf-8-sig"))
+        value = _parse(text)
     except json.JSONDecodeError as error:
+        remedy = "mend the file, or name it .jsonl if it has one object a line"
+        if (kind := filekind.of(path)) in (Kind.csv, Kind.tsv):
+            remedy = f"it looks like {kind.value}: {filekind.REMEDIES[kind]}"
         raise DataError(
             f"{name}, line {error.lineno}: malformed JSON ({error.msg}, column {error.colno}); "
-            "mend the file, or name it .jsonl if it has one object a line"
+            f"{remedy}"
         ) from error
+    except ValueError as error:
+        raise DataError(f"{name}: {error}; mend the file") from error
     if isinstance(value, dict):
         value = value.get("data")
     if not isinstance(value, list):
@@ -134,26 +144,54 @@ def _read_jsonl(path: Path, name: str) -> list[Row]:
             if not line.strip():
                 continue
             try:
-                rows.append(_row(json.loads(line), f"{name}, line {number}"))
+                rows.append(_row(_parse(line), f"{name}, line {number}"))
             except json.JSONDecodeError as error:
+                remedy = "mend or remove the line"
+                if (kind := filekind.of(path)) in filekind.REMEDIES and number == 1:
+                    remedy = f"the file looks like {kind.value}: {filekind.REMEDIES[kind]}"
                 raise DataError(
                     f"{name}, line {number}: malformed JSON ({error.msg}, column {error.colno}); "
-                    "mend or remove the line"
+                    f"{remedy}"
                 ) from error
+            except ValueError as error:
+                raise DataError(f"{name}, line {number}: {error}; mend the line") from error
     return rows
 
 
+def _parse(text: str) -> Any:
+    """JSON without a key twice: Python would keep the last one.
+
+    Raises:
+        ValueError: a key twice, or a number of thousands of digits.
+    """
+    return json.loads(text, object_pairs_hook=_distinct)
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(k for k in keys if keys.count(k) > 1)!r} is there twice")
+    return found
+
+
 def _read_csv(path: Path, name: str) -> list[Row]:
+    kind = filekind.of(path)
+    if kind in (Kind.tsv, Kind.semicolons, Kind.json):
+        raise DataError(f"{name}: it looks like {kind.value}: {filekind.REMEDIES[kind]}")
     csv.field_size_limit(LONGEST_CELL)
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file, strict=True)
         try:
+            columns = reader.fieldnames or []
             rows: list[Row] = list(reader)
         except csv.Error as error:
             # line_num counts the lines that were read whole, not the one that failed.
             raise DataError(
                 f"{name}, line {reader.line_num + 1}: malformed CSV ({error}); mend the line"
             ) from error
+    if twice := [column for column in columns if columns.count(column) > 1]:
+        raise DataError(f"{name}: the column {twice[0]!r} is there twice; rename or remove one")
     for number, row in enumerate(rows, start=1):
         # DictReader collects surplus cells under None and fills missing ones with None.
         if None in row or None in row.values():
@@ -167,6 +205,8 @@ def _read_parquet(path: Path, name: str) -> list[Row]:
     import pyarrow
     import pyarrow.parquet
 
+    if (kind := filekind.of(path)) is not Kind.parquet:
+        raise DataError(f"{name}: not a Parquet file but {kind.value}; {filekind.REMEDIES[kind]}")
     try:
         # Opened here: pyarrow would read a path with "=" in it as a partitioned data set.
         with path.open("rb") as file:

@@ -24,11 +24,10 @@ def run_cell(config: DictConfig) -> str:
     from hydra.core.hydra_config import HydraConfig
 
     from ftsuite.compose import chosen_sweep, from_hydra
-    from ftsuite.loader import without_hydra
     from ftsuite.run import run
     from ftsuite.study import cell_of
 
-    typed = from_hydra(without_hydra(config.copy()), chosen_sweep(HydraConfig.get()))
+    typed = from_hydra(config, chosen_sweep(HydraConfig.get()))
     return run(cell_of(typed, Path(typed.store.root))).status
 
 
@@ -54,10 +53,10 @@ def main(arguments: list[str] | None = None) -> int:
         return _fail(explain.readable(error), wants_traceback)
     except OSError as error:
         # Not even the record that says so could be written.
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        full = "no space left on the disk; free some, or set store.root or FTSUITE_STORE"
-        return _fail(StageError(full), wants_traceback)
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        what = "no space left on the disk; free some" if full else f"{error}; check the path"
+        where = "set store.root or FTSUITE_STORE"
+        return _fail(StageError(f"{what}, or {where}"), wants_traceback)
     except KeyboardInterrupt:
         print("ftsuite: interrupted; the same command goes on from here", file=sys.stderr)
         return 130
@@ -95,12 +94,18 @@ def _answered_by_hydra(arguments: list[str]) -> list[str] | None:
     for flag in ("config_name", "config_path", "experimental_rerun"):
         if getattr(flags, flag):
             raise FtsuiteError(f"--{flag.replace('_', '-')}: not supported; see --help")
+    asked = ("help", "hydra_help", "cfg", "info", "shell_completion")
+    told = [f"--{name.replace('_', '-')}" for name in asked if getattr(flags, name)]
+    if len(told) > 1:
+        raise FtsuiteError(f"{' and '.join(told)}: one at a time")
+    if (flags.package or flags.resolve) and not flags.cfg:
+        raise FtsuiteError("--package and --resolve go with --cfg, as in --cfg job --package lora")
     if flags.config_dir:
         if not os.path.isdir(flags.config_dir):
             raise ConfigError("--config-dir", flags.config_dir, "no such folder")
         folder = f"hydra.searchpath=[file://{os.path.abspath(flags.config_dir)}]"
         flags.overrides = [folder, *flags.overrides]
-    if flags.help or flags.hydra_help or flags.cfg or flags.info or flags.shell_completion:
+    if told:
         _answer(flags)
         return None
     # --run and --multirun say nothing here: a single run is a sweep of one.
@@ -148,6 +153,9 @@ def _answer(flags: Namespace) -> None:
             hydra.show_info(flags.info, "config", flags.overrides)
         else:
             hydra.shell_completion("config", flags.overrides)
+    except SystemExit as end:
+        # Hydra has said so in words of its own, which begin otherwise.
+        raise ConfigError("--package", flags.package, "the configuration has no such part") from end
     except (*explain.COMPOSITION_ERRORS, ValueError, AttributeError) as error:
         raise explain.readable(error) from error
 

@@ -12,9 +12,10 @@ from hydra._internal.utils import create_automatic_config_search_path
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
 from ftsuite.config import RunConfig
+from ftsuite.errors import ConfigError, FtsuiteError
 from ftsuite.explain import readable, unknown
 from ftsuite.loader import MAPPINGS, Loader
 from ftsuite.resources import conf_dir
@@ -50,12 +51,26 @@ def from_hydra(config: DictConfig, sweep: str | None, passed: set[str] | None = 
     try:
         typed = OmegaConf.to_object(config)
     except OmegaConfBaseException as error:
-        raise readable(error, OmegaConf.to_container(config)) from error
+        raise _culprit(config, error) from error
     assert isinstance(typed, RunConfig)
     if typed.study is None:
         typed.study = _sweep_name(sweep)
     validate(typed, passed)
     return typed
+
+
+def _culprit(config: DictConfig, error: OmegaConfBaseException) -> FtsuiteError:
+    """The error with the setting's name, which OmegaConf does not tell of an interpolation."""
+    plain: Any = OmegaConf.to_container(config)
+    for section in plain:
+        for name in plain[section] if isinstance(plain[section], dict) else [""]:
+            key = f"{section}.{name}".rstrip(".")
+            try:
+                OmegaConf.select(config, key)
+            except InterpolationResolutionError as unresolved:
+                said = str(unresolved).partition("\n")[0]
+                return ConfigError(key, OmegaConf.select(OmegaConf.create(plain), key), said)
+    return readable(error, plain)
 
 
 def _refuse_unknown(config: DictConfig) -> None:

@@ -36,7 +36,7 @@ def readable(error: Exception, config: Any = None) -> FtsuiteError:
     value: Any = said[2] if said else _value(config, field)
     if missing := re.search(r"Key '(.+?)' (?:is )?not in", text):
         return unknown(field or missing[1], value)
-    if group := re.search(r"Could not (?:find|load) '([\w/-]+)/([^']+)'", text):
+    if group := re.search(r"Could not (?:find|load) '([\w/-]+)/([^']*)'", text):
         options = re.search(r"Available options in '.*?':\n((?:\t.*\n?)+)", text)
         names = options[1].split() if options else _choices(group[1])
         return ConfigError(group[1], group[2], f"no such choice; there are: {', '.join(names)}")
@@ -44,12 +44,14 @@ def readable(error: Exception, config: Any = None) -> FtsuiteError:
         return ConfigError(field, value, f"write +{field}={value}")
     if "already at" in text:
         field = text.partition("already at '")[2].partition("'")[0]
-        return ConfigError(f"+{field}", "", f"it has a value already; write {field}=VALUE")
+        return FtsuiteError(f"+{field}: it has a value already; write {field}=VALUE")
     if "MissingMandatoryValue" in type(error).__name__:
         return ConfigError(field, "???", f"has to be given: {field}=VALUE")
     if must := _must(text):
         wrong = re.search(r"[Vv]alue '(.*?)'", text)
-        value = wrong[1] if wrong else value
+        # A value inside a mapping or list; the override shows the whole.
+        if wrong and not (said and said[1] == field):
+            value = wrong[1]
         return ConfigError(field, value, must) if field else FtsuiteError(must)
     summary = _summary(text)
     return ConfigError(field, value, summary) if field else FtsuiteError(summary)
@@ -62,13 +64,16 @@ def unknown(field: str, value: object) -> ConfigError:
         field: its full name.
         value: what it was to be.
     """
+    if field.startswith("hydra."):
+        return ConfigError(field, value, "Hydra has no such setting; see --cfg hydra")
+    dotted = field.replace("/", ".")
+    if dotted != field and OmegaConf.select(OmegaConf.structured(RunConfig), dotted) is not None:
+        return ConfigError(field, value, f"no such group; write {dotted}={value}")
     parent, _, name = field.rpartition(".")
     node: Any = OmegaConf.structured(RunConfig)
     # Up to what there is: the first wrong name is the one to be told.
     while parent and not OmegaConf.is_dict(OmegaConf.select(node, parent)):
         parent, _, name = parent.rpartition(".")
-        if OmegaConf.select(node, f"{parent}.{name}" if parent else name) is not None:
-            return ConfigError(field, value, f"{parent}.{name} is one value and holds no settings")
     known = [str(key) for key in (OmegaConf.select(node, parent) if parent else node)]
     close = difflib.get_close_matches(name, known, n=2)
     if close:
@@ -88,7 +93,8 @@ def _must(text: str) -> str:
         r"is not Optional": "may not be null",
         r"is not a ListConfig|Cannot assign \w+ to List": "must be a list, such as [a,b]",
         r"Cannot assign \w+ to Dict": "must be a mapping, such as {{a: 1}}",
-        r"group override must be a string": "a group takes the name of a choice, such as lora=qv",
+        r"Key \S+ \(\w+\) is incompatible with": "its keys must be words",
+        r"searchpath must be a list": "must be a list of folders, such as [file://DIR]",
     }
     found = ((re.search(pattern, text), words) for pattern, words in patterns.items())
     return next((words.format(*match.groups()) for match, words in found if match), "")

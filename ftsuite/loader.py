@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import re
 import typing
 import warnings
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,7 @@ from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import ConfigCompositionException, HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import Container, DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from ftsuite.config import RunConfig
@@ -41,6 +42,10 @@ if TYPE_CHECKING:
 
 MISSING = "???"
 """OmegaConf's word for a value that has to be given."""
+KEY = re.compile(r"[\w./@:$-]+", re.ASCII)
+LONGEST_KEY = 200
+DEEPEST = 100
+"""Brackets inside brackets; a chat template on the command line has a few."""
 
 
 def mappings(section: Any = RunConfig, prefix: str = "") -> list[str]:
@@ -68,16 +73,38 @@ def parse(lines: Iterable[str], loader: Loader) -> list[Override]:
 
 
 def _parse_one(line: str, parser: OverridesParser) -> Override:
-    key, _, value = line.partition("=")
+    key, equals, value = line.partition("=")
+    bare = key.lstrip("+~")
+    if not bare or (not equals and not key.startswith("~")):
+        raise ConfigError(key, value, "not KEY=VALUE, such as lora.r=8")
+    if _depth(line) > DEEPEST:
+        raise ConfigError(key, value, "nested too deeply; write it flatter")
+    if len(bare) > LONGEST_KEY or not KEY.fullmatch(bare):
+        if inside := next((name for name in MAPPINGS if bare.startswith(f"{name}.")), None):
+            entry = bare.removeprefix(f"{inside}.")
+            raise ConfigError(key, value, f"write +{inside}={{{entry}: {value}}}")
+        raise ConfigError(
+            key, value, "no setting has such a name; see --cfg job for those there are"
+        )
     try:
         return parser.parse_overrides([line])[0]
     except RecursionError as error:
         raise ConfigError(key, value, "nested too deeply; write it flatter") from error
     except (HydraException, ValueError, ArithmeticError) as error:
-        cause = str(error.__cause__ or error).splitlines() or [type(error).__name__]
-        reason = next((one for one in cause if not one.startswith("Error parsing")), cause[0])
-        remedy = f"not KEY=VALUE ({reason}); quote values with special signs"
+        reason = str(error.__cause__ or error).partition("\n")[0].partition(" expecting")[0]
+        reason = f" ({reason})" if reason and "Exception" not in reason else ""
+        reason = "" if reason.startswith(" (Error parsing") else reason
+        remedy = f"not a value{reason}; put special signs in quotes: '{key}=\"…\"'"
         raise ConfigError(key, value, remedy) from error
+
+
+def _depth(line: str) -> int:
+    """How deep brackets are nested; the parser takes minutes over thousands."""
+    depth = deepest = 0
+    for sign in line:
+        depth += (sign in "[{(") - (sign in ")}]")
+        deepest = max(deepest, depth)
+    return deepest
 
 
 class Loader(ConfigLoaderImpl):
@@ -135,7 +162,7 @@ class Loader(ConfigLoaderImpl):
             groups, settings = split([parsed[line] for line in lines], repository)
             choices = tuple(_line(one) for one in groups)
             if choices not in composed:
-                composed[choices] = without_hydra(self.load_sweep_config(shared, list(choices)))
+                composed[choices] = _without_hydra(self.load_sweep_config(shared, list(choices)))
             cell = copy.deepcopy(composed[choices])
             change(cell, settings)
             yield cell
@@ -225,42 +252,87 @@ def split(
     """Part the overrides that Hydra composes files by, from those that change single settings.
 
     Raises:
-        ConfigError: a group is to be taken away.
+        ConfigError: a group is to be taken away, or does not get the name of a choice.
     """
     groups: list[Override] = []
     settings: list[Override] = []
     for one in overrides:
+        is_swept = one.is_sweep_override()
         is_group = repository.group_exists(one.key_or_group) and not isinstance(one.value(), dict)
-        if is_group and one.is_delete() and not one.is_hydra_override():
-            names = ", ".join(repository.get_group_options(one.key_or_group))
-            remedy = f"a group cannot be taken away; choose one of {names}"
-            raise ConfigError(f"~{one.key_or_group}", one.value() or "", remedy)
-        hydras = is_group or one.is_hydra_override() or one.package or one.is_sweep_override()
+        if is_group and not is_swept and not one.is_hydra_override():
+            _check_choice(one, repository)
+        hydras = is_group or is_swept or one.is_hydra_override() or one.package
         (groups if hydras else settings).append(one)
     return groups, settings
+
+
+def _check_choice(one: Override, repository: IConfigRepository) -> None:
+    group, value = one.key_or_group, one.value()
+    options = repository.get_group_options(group)
+    names = ", ".join(options)
+    if one.is_delete():
+        raise FtsuiteError(f"~{group}: a group cannot be taken away; choose one of {names}")
+    if group == "sweep" and isinstance(value, list):
+        chosen = [str(name) for name in value]
+        if not chosen or len(set(chosen)) < len(chosen):
+            raise ConfigError(group, chosen, f"name each sweep once; there are: {names}")
+    elif isinstance(value, list):
+        listed = ",".join(map(str, value))
+        raise ConfigError(group, value, f"takes one choice; {group}={listed} sweeps over several")
+    elif not isinstance(value, str) or value in ("", MISSING):
+        raise ConfigError(
+            group, value, f"a group takes the name of a choice, such as {group}={options[0]}"
+        )
 
 
 def change(config: DictConfig, settings: Iterable[Override]) -> None:
     """Change single settings of a composed configuration, in place and in order.
 
     Raises:
-        ConfigError: a setting is to be taken away.
+        ConfigError: a setting is to be taken away, or does not exist.
         ConfigCompositionException: a value does not fit, in Hydra's words.
     """
     for one in settings:
         key, value = one.key_or_group, one.value()
-        if one.is_delete() and not key.startswith(tuple(f"{name}." for name in MAPPINGS)):
-            raise ConfigError(f"~{key}", "", _cannot_go(key))
-        if key in MAPPINGS and isinstance(value, dict) and not (one.is_add() or one.is_force_add()):
-            try:
+        text = _line(one).partition("=")[2]
+        if MISSING in (inner for _, inner in _leaves(value)):
+            raise ConfigError(key, text, "??? stands for a value that has to be given")
+        if one.is_delete():
+            _check_deletion(key, config)
+        try:
+            if key in MAPPINGS and not isinstance(value, dict):
+                raise ConfigError(key, text, "must be a mapping, such as {a: 1}")
+            if key in MAPPINGS and not (one.is_add() or one.is_force_add()):
                 OmegaConf.update(config, key, value, merge=False)
-            except OmegaConfBaseException as error:
-                raise ConfigCompositionException(
-                    f"Error merging override {one.input_line}"
-                ) from error
-            _open(config)
-        else:
-            ConfigLoaderImpl._apply_overrides_to_config([one], config)
+                _open(config)
+            else:
+                _check_parents(config, key, text)
+                ConfigLoaderImpl._apply_overrides_to_config([one], config)
+        except OmegaConfBaseException as error:
+            raise ConfigCompositionException(f"Error merging override {one.input_line}") from error
+        except (OverflowError, RecursionError) as error:
+            raise ConfigError(key, text, "too large, or nested too deeply") from error
+
+
+def _check_deletion(key: str, config: DictConfig) -> None:
+    inside = next((name for name in MAPPINGS if key.startswith(f"{name}.")), None)
+    if inside is None:
+        raise FtsuiteError(f"~{key}: {_cannot_go(key)}")
+    entries = [str(entry) for entry in OmegaConf.select(config, inside)]
+    if key.removeprefix(f"{inside}.").partition(".")[0] not in entries:
+        listed = ", ".join(entries) or "none"
+        raise FtsuiteError(f"~{key}: no such entry of {inside}; there are: {listed}")
+
+
+def _check_parents(config: DictConfig, key: str, text: str) -> None:
+    """Refuse `lora.r.x=1`: OmegaConf would put a mapping in place of the number."""
+    parts = key.split(".")
+    for end in range(1, len(parts)):
+        parent = ".".join(parts[:end])
+        if parent in MAPPINGS:
+            return
+        if not isinstance(OmegaConf.select(config, parent, default={}), Container | dict):
+            raise ConfigError(key, text, f"{parent} is one value and holds no settings")
 
 
 def _cannot_go(key: str) -> str:
@@ -280,7 +352,7 @@ def _cannot_go(key: str) -> str:
     return f"a setting cannot be taken away, only changed; its default is {key}={text}"
 
 
-def without_hydra(config: DictConfig) -> DictConfig:
+def _without_hydra(config: DictConfig) -> DictConfig:
     """Take Hydra's own node out, in place."""
     with open_dict(config):
         config.pop("hydra")

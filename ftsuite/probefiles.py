@@ -90,8 +90,11 @@ def probe_file(name: str) -> Path:
         ConfigError: there is none.
     """
     for path in (Path(name), evals_dir() / "probes" / f"{name}.yaml"):
-        if path.is_file():
-            return path
+        try:
+            if path.is_file():
+                return path
+        except OSError as error:
+            raise ConfigError("probes.files", name, f"{error.strerror}; check the path") from error
     known = ", ".join(sorted(p.stem for p in (evals_dir() / "probes").glob("*.yaml")))
     raise ConfigError("probes.files", name, f"no such probe; known are {known}, or give a path")
 

@@ -51,6 +51,8 @@ def find_source(source: str, *, split: str) -> Path | HubSource:
     """
     try:
         return find_file(source)
+    except OSError as error:
+        raise DataError(f"{source[:50]}…: {error.strerror}; check the path") from error
     except DataError:
         match = HUB_ID.fullmatch(source)
         if match is None or Path(source).suffix.lower() in READERS or Path(source).exists():

@@ -18,6 +18,7 @@ from hydra._internal.callbacks import Callbacks
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.types import RangeSweep
 from hydra.core.plugins import Plugins
+from hydra.errors import HydraException
 from hydra.types import HydraContext, RunMode
 
 from ftsuite import devices, study
@@ -110,8 +111,9 @@ def _check_size(overrides: list[Override]) -> None:
             raise ConfigError(key, text, "write +sweep=a,b for the grid of two sweeps")
         try:
             sizes[key] = _number_of_values(one)
-        except (ArithmeticError, ValueError) as error:
-            raise ConfigError(key, text, f"not a range of numbers ({error})") from error
+        except (HydraException, ArithmeticError, ValueError) as error:
+            remedy = "not a list of values, nor a range with a step that leads to its end"
+            raise ConfigError(key, text, remedy) from error
         if sizes[key] == 0:
             raise ConfigError(key, text, "no value is in it; give at least one")
     if (cells := math.prod(sizes.values())) > MOST_CELLS:

@@ -39,6 +39,7 @@ LARGEST_RANK = 2**16
 LONGEST_EPOCHS = 1e5
 LOWEST_TEMPERATURE = 1e-3
 """Logits are divided by it in float32; 0 is greedy."""
+HIGHEST_TEMPERATURE = 1e3
 LONGEST_NAME = 100
 THREADS_A_CORE = 8
 """More CPU threads than this only wait for each other, and may not start at all."""
@@ -217,8 +218,8 @@ def _probes(probes: ProbesConfig) -> None:
         _positive(f"probes.{field}", getattr(probes, field))
     _seed("probes.seed", probes.seed)
     _at_least("probes.temperature", probes.temperature, 0)
-    if 0 < probes.temperature < LOWEST_TEMPERATURE:
-        remedy = f"must be 0 (greedy) or at least {LOWEST_TEMPERATURE:g}"
+    if probes.temperature and not LOWEST_TEMPERATURE <= probes.temperature <= HIGHEST_TEMPERATURE:
+        remedy = f"must be 0 (greedy) or {LOWEST_TEMPERATURE:g} to {HIGHEST_TEMPERATURE:g}"
         raise ConfigError("probes.temperature", probes.temperature, remedy)
     if not 0 < probes.top_p <= 1:
         raise ConfigError("probes.top_p", probes.top_p, "must be above 0 and at most 1")

@@ -148,15 +148,16 @@ def _answer(flags: Namespace) -> None:
         elif flags.hydra_help:
             hydra.hydra_help("config", get_args_parser(), flags)
         elif flags.cfg:
-            hydra.show_cfg("config", flags.overrides, flags.cfg, flags.package, flags.resolve)
+            # It writes to stderr before it exits.
+            with contextlib.redirect_stderr(io.StringIO()):
+                hydra.show_cfg("config", flags.overrides, flags.cfg, flags.package, flags.resolve)
         elif flags.info:
             hydra.show_info(flags.info, "config", flags.overrides)
         else:
             hydra.shell_completion("config", flags.overrides)
     except SystemExit as end:
-        # Hydra has said so in words of its own, which begin otherwise.
         raise ConfigError("--package", flags.package, "the configuration has no such part") from end
-    except (*explain.COMPOSITION_ERRORS, ValueError, AttributeError) as error:
+    except (*explain.COMPOSITION_ERRORS, ValueError, AttributeError, RecursionError) as error:
         raise explain.readable(error) from error
 
 

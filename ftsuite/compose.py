@@ -17,7 +17,7 @@ from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseExceptio
 from ftsuite.config import RunConfig
 from ftsuite.errors import ConfigError, FtsuiteError
 from ftsuite.explain import readable, unknown
-from ftsuite.loader import MAPPINGS, Loader
+from ftsuite.loader import MAPPINGS, Loader, unresolved
 from ftsuite.resources import conf_dir
 from ftsuite.study import UNNAMED
 from ftsuite.validate import validate
@@ -69,7 +69,7 @@ def _culprit(config: DictConfig, error: OmegaConfBaseException) -> FtsuiteError:
                 OmegaConf.select(config, key)
             except InterpolationResolutionError as unresolved:
                 said = str(unresolved).partition("\n")[0]
-                return ConfigError(key, OmegaConf.select(OmegaConf.create(plain), key), said)
+                return ConfigError(key, plain[section][name] if name else plain[section], said)
     return readable(error, plain)
 
 
@@ -93,7 +93,7 @@ def chosen_sweep(hydra: Any) -> str | None:
     if (choice := hydra.runtime.choices.get("sweep")) is not None:
         return str(choice)
     # Hydra names no choice where a group is given several: two crossed sweeps.
-    crossed = (re.fullmatch(r"\+*sweep=(.*)", line) for line in hydra.overrides.task)
+    crossed = (re.fullmatch(r"\+*sweep=(.*)", line) for line in unresolved(hydra.overrides.task))
     return next((match[1] for match in crossed if match), None)
 
 

@@ -32,6 +32,11 @@ class FtsuiteError(Exception):
     """Base of all errors that are reported as one line without a traceback."""
 
 
+def shorten(text: str, characters: int = 60) -> str:
+    """Return `text`, cut where it is longer than a name that a person would write."""
+    return text if len(text) <= characters else f"{text[:characters]}…"
+
+
 class _Short(reprlib.Repr):
     """Values in errors: whole where a person wrote them, cut where a machine or a mistake did."""
 

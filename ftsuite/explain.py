@@ -27,6 +27,8 @@ def readable(error: Exception, config: Any = None) -> FtsuiteError:
     """
     if isinstance(error, FtsuiteError):
         return error
+    if isinstance(error, RecursionError):
+        return FtsuiteError("nested too deeply, or a defaults list that has its own file in it")
     text = str(error)
     if error.__cause__ is not None:
         text += "\n" + str(error.__cause__)
@@ -34,6 +36,9 @@ def readable(error: Exception, config: Any = None) -> FtsuiteError:
     key = re.search(r"full_key: (\S+)", text)
     field = key[1] if key else said[1] if said else str(getattr(error, "full_key", None) or "")
     value: Any = said[2] if said else _value(config, field)
+    file = re.search(r"In '(\S+)':", text)
+    if file and "not in" in text:
+        return FtsuiteError(f"{file[1]}.yaml: {unknown(field)}")
     if missing := re.search(r"Key '(.+?)' (?:is )?not in", text):
         return unknown(field or missing[1], value)
     if group := re.search(r"Could not (?:find|load) '([\w/-]+)/([^']*)'", text):
@@ -48,27 +53,37 @@ def readable(error: Exception, config: Any = None) -> FtsuiteError:
     if "MissingMandatoryValue" in type(error).__name__:
         return ConfigError(field, "???", f"has to be given: {field}=VALUE")
     if must := _must(text):
+        must += f"; in {file[1]}.yaml" if file else ""
         wrong = re.search(r"[Vv]alue '(.*?)'", text)
         # A value inside a mapping or list; the override shows the whole.
         if wrong and not (said and said[1] == field):
             value = wrong[1]
         return ConfigError(field, value, must) if field else FtsuiteError(must)
-    summary = _summary(text)
+    summary = "a value of the wrong kind" if isinstance(error, AttributeError) else _summary(text)
     return ConfigError(field, value, summary) if field else FtsuiteError(summary)
 
 
-def unknown(field: str, value: object) -> ConfigError:
+def unknown(field: str, value: object = None) -> FtsuiteError:
     """Say that there is no such setting, and which there are.
 
     Args:
         field: its full name.
-        value: what it was to be.
+        value: what it was to be, where that is known.
     """
+    remedy = _instead(field, value)
+    if value is None:
+        return FtsuiteError(f"{field}: {remedy}")
+    return ConfigError(field, value, remedy)
+
+
+def _instead(field: str, value: object) -> str:
+    if field == "sweep":
+        return "a sweep's file begins with # @package _global_"
     if field.startswith("hydra."):
-        return ConfigError(field, value, "Hydra has no such setting; see --cfg hydra")
+        return "Hydra has no such setting; see --cfg hydra"
     dotted = field.replace("/", ".")
     if dotted != field and OmegaConf.select(OmegaConf.structured(RunConfig), dotted) is not None:
-        return ConfigError(field, value, f"no such group; write {dotted}={value}")
+        return f"no such group; write {dotted}={value}"
     parent, _, name = field.rpartition(".")
     node: Any = OmegaConf.structured(RunConfig)
     # Up to what there is: the first wrong name is the one to be told.
@@ -77,8 +92,8 @@ def unknown(field: str, value: object) -> ConfigError:
     known = [str(key) for key in (OmegaConf.select(node, parent) if parent else node)]
     close = difflib.get_close_matches(name, known, n=2)
     if close:
-        return ConfigError(field, value, f"no such setting; did you mean {' or '.join(close)}?")
-    return ConfigError(field, value, f"no such setting; there are: {', '.join(known)}")
+        return f"no such setting; did you mean {' or '.join(close)}?"
+    return f"no such setting; there are: {', '.join(known)}"
 
 
 def _must(text: str) -> str:

@@ -17,6 +17,7 @@ import dataclasses
 import re
 import typing
 import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -29,8 +30,9 @@ from hydra.types import RunMode
 from omegaconf import Container, DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from ftsuite import yamlfile
 from ftsuite.config import RunConfig
-from ftsuite.errors import ConfigError, FtsuiteError
+from ftsuite.errors import ConfigError, FtsuiteError, shorten
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -38,11 +40,11 @@ if TYPE_CHECKING:
     from hydra._internal.config_repository import CachingConfigRepository, IConfigRepository
     from hydra.core.default_element import ResultDefault
     from hydra.core.override_parser.types import Override
-    from hydra.plugins.config_source import ConfigResult
+    from hydra.plugins.config_source import ConfigResult, ConfigSource
 
 MISSING = "???"
 """OmegaConf's word for a value that has to be given."""
-KEY = re.compile(r"[\w./@:$-]+", re.ASCII)
+KEY = re.compile(r"[\w$-]+([./@:][\w$-]+)*", re.ASCII)
 LONGEST_KEY = 200
 DEEPEST = 100
 """Brackets inside brackets; a chat template on the command line has a few."""
@@ -79,13 +81,13 @@ def _parse_one(line: str, parser: OverridesParser) -> Override:
         raise ConfigError(key, value, "not KEY=VALUE, such as lora.r=8")
     if _depth(line) > DEEPEST:
         raise ConfigError(key, value, "nested too deeply; write it flatter")
+    inside = next((name for name in MAPPINGS if bare.startswith(f"{name}.")), None)
+    if inside and "/" in bare:
+        entry = bare.removeprefix(f"{inside}.")
+        raise ConfigError(key, value, f"write +{inside}={{{entry}: {value}}}")
     if len(bare) > LONGEST_KEY or not KEY.fullmatch(bare):
-        if inside := next((name for name in MAPPINGS if bare.startswith(f"{name}.")), None):
-            entry = bare.removeprefix(f"{inside}.")
-            raise ConfigError(key, value, f"write +{inside}={{{entry}: {value}}}")
-        raise ConfigError(
-            key, value, "no setting has such a name; see --cfg job for those there are"
-        )
+        remedy = "no setting has such a name; --cfg job shows those there are"
+        raise ConfigError(shorten(key), value, remedy)
     try:
         return parser.parse_overrides([line])[0]
     except RecursionError as error:
@@ -151,7 +153,7 @@ class Loader(ConfigLoaderImpl):
             shared: what was composed before the swept overrides.
             batch: the overrides of each cell.
         """
-        hydra_lines = list(shared.hydra.overrides.hydra)
+        hydra_lines = unresolved(shared.hydra.overrides.hydra)
         repository = self._repository(shared.hydra.job.config_name, hydra_lines)
         parsed: dict[str, Override] = {}
         composed: dict[tuple[str, ...], DictConfig] = {}
@@ -179,8 +181,14 @@ class Loader(ConfigLoaderImpl):
             warnings.simplefilter("ignore")
             super()._process_config_searchpath(config_name, parsed, repo)
         for source in repo.get_sources():
-            if source.provider.startswith("hydra.searchpath") and not source.available():
+            if is_users(source) and not source.available():
                 raise ConfigError("hydra.searchpath", source.full_path(), "no such folder")
+            for name in ("config", "schema"):
+                if is_users(source) and source.is_config(name):
+                    raise FtsuiteError(
+                        f"{source.path}/{name}.yaml: it would not be read; put settings into a "
+                        "group's folder, such as lora/mine.yaml, and choose lora=mine"
+                    )
 
     def _compose_config_from_defaults_list(
         self, defaults: list[ResultDefault], repo: IConfigRepository
@@ -190,6 +198,13 @@ class Loader(ConfigLoaderImpl):
             OmegaConf.update(config, key, MISSING)
         _open(config)
         return config
+
+    def _load_single_config(self, default: ResultDefault, repo: IConfigRepository) -> ConfigResult:
+        try:
+            return super()._load_single_config(default, repo)
+        except IndexError as error:
+            path = f"{default.config_path}.yaml"
+            raise FtsuiteError(f"{path}: malformed # @package line; mend the file") from error
 
     def _left_open(self, defaults: list[ResultDefault], repo: IConfigRepository) -> list[str]:
         """Settings that a file gives as `???`, and no later one gives.
@@ -218,7 +233,9 @@ class Files(ConfigRepository):
         Raises:
             FtsuiteError: not YAML, not text, or no mapping.
         """
+        self._refuse_hidden(config_path)
         try:
+            self._check_aliases(config_path)
             result = super().load_config(config_path)
         except HydraException:
             raise
@@ -235,15 +252,41 @@ class Files(ConfigRepository):
         except RecursionError as error:
             raise self._unreadable(config_path, "nested too deeply") from error
         except (ValueError, OSError, OmegaConfBaseException) as error:
-            raise self._unreadable(config_path, str(error)) from error
+            raise self._unreadable(config_path, str(error).partition(";")[0]) from error
         if result is not None and not isinstance(result.config, DictConfig):
             raise self._unreadable(config_path, "not a mapping of settings")
         return result
+
+    def _refuse_hidden(self, config_path: str) -> None:
+        """A file of the user's that has the name of one of ours would silently not be read."""
+        own = [source for source in self.sources if is_users(source)]
+        found = [source for source in self.sources if source.is_config(config_path)]
+        if found and not is_users(found[0]) and (hidden := [s for s in own if s in found]):
+            raise FtsuiteError(
+                f"{hidden[0].path}/{config_path}.yaml: the suite has a file of this name, which "
+                "goes before it; give yours another name"
+            )
+
+    def _check_aliases(self, config_path: str) -> None:
+        source = self._find_object_source(config_path, ObjectType.CONFIG)
+        if source is not None and source.scheme() == "file":
+            path = Path(source.path, f"{config_path.removesuffix('.yaml')}.yaml")
+            yamlfile.check_aliases(path.read_text(encoding="utf-8"))
 
     def _unreadable(self, config_path: str, what: str, place: str = "") -> FtsuiteError:
         source = self._find_object_source(config_path, ObjectType.CONFIG)
         folder = source.path if source else ""
         return FtsuiteError(f"{folder}/{config_path}.yaml{place}: {what}; mend the file")
+
+
+def is_users(source: ConfigSource) -> bool:
+    """Say whether a source of files comes from --config-dir or hydra.searchpath."""
+    return source.provider.startswith("hydra.searchpath")
+
+
+def unresolved(node: Any) -> Any:
+    """Return a node as plain values, with its interpolations as they were written."""
+    return None if node is None else OmegaConf.to_container(node)
 
 
 def split(
@@ -296,7 +339,7 @@ def change(config: DictConfig, settings: Iterable[Override]) -> None:
         key, value = one.key_or_group, one.value()
         text = _line(one).partition("=")[2]
         if MISSING in (inner for _, inner in _leaves(value)):
-            raise ConfigError(key, text, "??? stands for a value that has to be given")
+            raise ConfigError(key, text, "??? stands for a value that has to be given; give one")
         if one.is_delete():
             _check_deletion(key, config)
         try:

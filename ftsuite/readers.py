@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ftsuite import filekind
-from ftsuite.errors import DataError, one_line
+from ftsuite.errors import DataError, one_line, shorten
 from ftsuite.filekind import Kind
 from ftsuite.resources import find_file
 
@@ -52,7 +52,7 @@ def find_source(source: str, *, split: str) -> Path | HubSource:
     try:
         return find_file(source)
     except OSError as error:
-        raise DataError(f"{source[:50]}…: {error.strerror}; check the path") from error
+        raise DataError(f"{shorten(source)}: {error.strerror}; check the path") from error
     except DataError:
         match = HUB_ID.fullmatch(source)
         if match is None or Path(source).suffix.lower() in READERS or Path(source).exists():

@@ -25,7 +25,7 @@ from ftsuite import devices, study
 from ftsuite.compose import chosen_sweep, cross_sweeps, from_hydra, new_hydra
 from ftsuite.errors import ConfigError
 from ftsuite.explain import COMPOSITION_ERRORS, readable
-from ftsuite.loader import parse
+from ftsuite.loader import parse, unresolved
 from ftsuite.records import CellEntry, StudyManifest
 
 if TYPE_CHECKING:
@@ -73,14 +73,15 @@ def compose(arguments: list[str]) -> Sweep:
             run_mode=RunMode.MULTIRUN,
             with_log_configuration=False,
         )
-        params = dict(shared.hydra.sweeper.params or {})
+        # Interpolations are each cell's own: lora.alpha=${lora.r} follows a swept lora.r.
+        params = unresolved(shared.hydra.sweeper.params) or {}
         # What the command line says of a swept setting goes before the sweep's own values.
         lines = [f"{key}={value}" for key, value in params.items()]
-        parsed = parse(lines + list(shared.hydra.overrides.task), loader)
+        parsed = parse(lines + unresolved(shared.hydra.overrides.task), loader)
         _check_size(parsed)
         batch: list[Overrides] = BasicSweeper.split_arguments(parsed, None)[0]
         cells = list(loader.cells(shared, batch))
-    except (*COMPOSITION_ERRORS, ValueError, AttributeError) as error:
+    except (*COMPOSITION_ERRORS, ValueError, AttributeError, RecursionError) as error:
         raise readable(error) from error
     chosen, passed = chosen_sweep(shared.hydra), set[str]()
     configs = [from_hydra(cell, chosen, passed) for cell in cells]

@@ -1,4 +1,4 @@
-"""YAML files of ours, read strictly: no key twice, no aliases that grow without end."""
+"""YAML files of ours, read strictly: no key twice, no aliases without end."""
 
 from __future__ import annotations
 
@@ -12,14 +12,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-class _StrictLoader(yaml.SafeLoader):
-    """Plain YAML takes the last of two equal keys, and expands aliases of aliases."""
+MOST_NODES = 100_000
+"""Values in a file, aliases (`*name`) written out: nine lines of them can make billions."""
 
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            problem = "an alias (*name), which is not read here"
-            raise yaml.MarkedYAMLError(problem=problem, problem_mark=self.get_mark())
-        return super().compose_node(parent, index)
+
+class _StrictLoader(yaml.SafeLoader):
+    """Plain YAML takes the last of two equal keys."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
         keys = [key.value for key, _ in node.value]
@@ -30,6 +28,32 @@ class _StrictLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+def check_aliases(text: str) -> None:
+    """Refuse aliases that make a small file endless.
+
+    Raises:
+        YAMLError: not YAML either.
+    """
+    if "&" not in text or "*" not in text:
+        return
+    sizes: dict[int, int] = {}
+
+    def size(node: Any) -> int:
+        if id(node) not in sizes:
+            # An alias of what it stands in is never done.
+            sizes[id(node)] = MOST_NODES
+            values = [] if isinstance(node.value, str) else node.value
+            parts = [
+                one for value in values for one in (value if isinstance(value, tuple) else [value])
+            ]
+            sizes[id(node)] = 1 + sum(map(size, parts))
+        return sizes[id(node)]
+
+    node = yaml.compose(text, Loader=yaml.SafeLoader)
+    if node is not None and size(node) > MOST_NODES:
+        raise yaml.MarkedYAMLError(problem="aliases of aliases without end")
+
+
 def read(path: Path) -> Any:
     """Return the content of a YAML file.
 
@@ -37,8 +61,10 @@ def read(path: Path) -> Any:
         DataError: cannot be read, not UTF-8, or not YAML; without the file's name.
     """
     try:
+        text = path.read_text(encoding="utf-8-sig")
+        check_aliases(text)
         # A subclass of SafeLoader.
-        return yaml.load(path.read_text(encoding="utf-8-sig"), Loader=_StrictLoader)
+        return yaml.load(text, Loader=_StrictLoader)
     except yaml.MarkedYAMLError as error:
         line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
         raise DataError(f"{line}{error.problem}; mend the file") from error

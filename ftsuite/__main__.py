@@ -17,8 +17,11 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 
-def run_cell(config: DictConfig) -> str:
-    """Run one cell that Hydra composed, and return its status."""
+def run_cell(config: DictConfig) -> str | Exception:
+    """Run one cell that Hydra composed, and return its status, or what kept it from starting.
+
+    Returned and not raised: Hydra would print lines of its own about it.
+    """
     from pathlib import Path
 
     from hydra.core.hydra_config import HydraConfig
@@ -27,8 +30,11 @@ def run_cell(config: DictConfig) -> str:
     from ftsuite.run import run
     from ftsuite.study import cell_of
 
-    typed = from_hydra(config, chosen_sweep(HydraConfig.get()))
-    return run(cell_of(typed, Path(typed.store.root))).status
+    try:
+        typed = from_hydra(config, chosen_sweep(HydraConfig.get()))
+        return run(cell_of(typed, Path(typed.store.root))).status
+    except (FtsuiteError, OSError) as error:
+        return error
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -18,6 +18,7 @@ class Kind(StrEnum):
     parquet = "Parquet"
     archive = "a ZIP archive or an Excel workbook"
     gzip = "a gzip archive"
+    pointer = "a Git LFS pointer"
     utf16 = "UTF-16 or UTF-32 text"
     binary = "binary"
     json = "JSON"
@@ -31,6 +32,7 @@ NOT_TEXT = {
     Kind.parquet: "a Parquet file; name it .parquet",
     Kind.archive: "a ZIP archive or an Excel workbook; save it as CSV, UTF-8",
     Kind.gzip: "a gzip archive; unpack it",
+    Kind.pointer: "a Git LFS pointer in place of the data; run git lfs pull",
     Kind.utf16: "UTF-16 or UTF-32 text; save it as UTF-8",
     Kind.binary: "NUL bytes, so it is not text; save it as UTF-8 text",
 }
@@ -50,6 +52,7 @@ def of(path: Path) -> Kind:
     with path.open("rb") as file:
         head = file.read(HEAD)
     signatures = {b"PAR1": Kind.parquet, b"PK\x03\x04": Kind.archive, b"\x1f\x8b": Kind.gzip}
+    signatures[b"version https://git-lfs"] = Kind.pointer
     for signature, kind in signatures.items():
         if head.startswith(signature):
             return kind

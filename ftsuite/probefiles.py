@@ -64,11 +64,14 @@ def read_probes(config: ProbesConfig) -> list[Probe]:
     for name in config.files:
         path = probe_file(name)
         try:
-            probe = TypeAdapter(Probe).validate_python(yamlfile.read(path))
+            content = yamlfile.read(path)
+            if not isinstance(content, dict):
+                raise DataError("no mapping with name, system and prompts; mend the file")
+            probe = TypeAdapter(Probe).validate_python(content)
         except ValidationError as error:
             # The value is left out: it may be long.
             wrong = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()]
-            reason = f"{path.name} is not a probe: {'; '.join(wrong[:3])}"
+            reason = f"{path.name} is not a probe: {'; '.join(wrong[:3])}; mend the file"
             raise ConfigError("probes.files", name, reason) from error
         except DataError as error:
             reason = f"{path.name} is not a probe: {error}"

@@ -149,7 +149,9 @@ def _read_jsonl(path: Path, name: str) -> list[Row]:
                 rows.append(_row(_parse(line), f"{name}, line {number}"))
             except json.JSONDecodeError as error:
                 remedy = "mend or remove the line"
-                if (kind := filekind.of(path)) in filekind.REMEDIES and number == 1:
+                if (kind := filekind.of(path)) is Kind.json:
+                    remedy += ", or name the file .json if it is one array over several lines"
+                elif number == 1:
                     remedy = f"the file looks like {kind.value}: {filekind.REMEDIES[kind]}"
                 raise DataError(
                     f"{name}, line {number}: malformed JSON ({error.msg}, column {error.colno}); "
@@ -166,7 +168,12 @@ def _parse(text: str) -> Any:
     Raises:
         ValueError: a key twice, or a number of thousands of digits.
     """
-    return json.loads(text, object_pairs_hook=_distinct)
+    try:
+        return json.loads(text, object_pairs_hook=_distinct)
+    except ValueError as error:
+        if "int_max_str_digits" in str(error):
+            raise ValueError("a number of thousands of digits") from error
+        raise
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -180,7 +187,7 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _read_csv(path: Path, name: str) -> list[Row]:
     kind = filekind.of(path)
     if kind in (Kind.tsv, Kind.semicolons, Kind.json):
-        raise DataError(f"{name}: it looks like {kind.value}: {filekind.REMEDIES[kind]}")
+        raise DataError(f"{name}: not CSV but {kind.value}; {filekind.REMEDIES[kind]}")
     csv.field_size_limit(LONGEST_CELL)
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file, strict=True)
@@ -190,7 +197,8 @@ def _read_csv(path: Path, name: str) -> list[Row]:
         except csv.Error as error:
             # line_num counts the lines that were read whole, not the one that failed.
             raise DataError(
-                f"{name}, line {reader.line_num + 1}: malformed CSV ({error}); mend the line"
+                f"{name}, line {reader.line_num + 1}: malformed CSV ({_plain_words(error)}); mend "
+                "the line"
             ) from error
     if twice := [column for column in columns if columns.count(column) > 1]:
         raise DataError(f"{name}: the column {twice[0]!r} is there twice; rename or remove one")
@@ -201,6 +209,14 @@ def _read_csv(path: Path, name: str) -> list[Row]:
                 f"{name}, row {number}: not as many cells as the header has columns; mend the row"
             )
     return rows
+
+
+def _plain_words(error: csv.Error) -> str:
+    words = {
+        "expected after": "text behind a closing quotation mark",
+        "unexpected end of data": "a quotation mark that is never closed",
+    }
+    return next((plain for said, plain in words.items() if said in str(error)), str(error))
 
 
 def _read_parquet(path: Path, name: str) -> list[Row]:

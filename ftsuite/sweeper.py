@@ -151,8 +151,10 @@ def run(sweep: Sweep, task: TaskFunction) -> None:
         hydra_context=sweep.context, task_function=task, config=sweep.shared
     )
     for result in launcher.launch(sweep.overrides, initial_job_idx=0):
-        # Cells keep their failures as records; an exception here is a bug, and is raised.
-        _ = result.return_value
+        # Cells keep their failures as records; what kept one from starting ends the command, and
+        # an exception of another kind is a bug, which Hydra raises here.
+        if isinstance(result.return_value, Exception):
+            raise result.return_value
     # Matplotlib and the trackers are not needed before the cells are done.
     from ftsuite.finish import finish
 

@@ -73,6 +73,7 @@ def read(path: Path) -> Any:
     except RecursionError as error:
         raise DataError("nested too deeply; mend the file") from error
     except (yaml.YAMLError, ValueError) as error:
-        raise DataError(f"{' '.join(str(error).split())}; mend the file") from error
+        said = " ".join(str(error).partition(";")[0].split())
+        raise DataError(f"{said}; mend the file") from error
     except OSError as error:
         raise DataError(f"cannot be read ({error.strerror}); check the file") from error

@@ -17,7 +17,8 @@ from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseExceptio
 from ftsuite.config import RunConfig
 from ftsuite.errors import ConfigError, FtsuiteError
 from ftsuite.explain import readable, unknown
-from ftsuite.loader import MAPPINGS, Loader, unresolved
+from ftsuite.loader import Loader
+from ftsuite.overrides import MAPPINGS, unresolved
 from ftsuite.resources import conf_dir
 from ftsuite.study import UNNAMED
 from ftsuite.validate import validate

@@ -25,7 +25,7 @@ from ftsuite import devices, study
 from ftsuite.compose import chosen_sweep, cross_sweeps, from_hydra, new_hydra
 from ftsuite.errors import ConfigError
 from ftsuite.explain import COMPOSITION_ERRORS, readable
-from ftsuite.loader import parse, unresolved
+from ftsuite.overrides import parse, unresolved
 from ftsuite.records import CellEntry, StudyManifest
 
 if TYPE_CHECKING:

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import io
 import os
 import sys
 from typing import TYPE_CHECKING
 
-from ftsuite.errors import FtsuiteError, StageError, one_line
+from ftsuite.errors import ConfigError, FtsuiteError, StageError, one_line
 
 if TYPE_CHECKING:
+    from argparse import Namespace
+
     from omegaconf import DictConfig
 
 
-def run_cell(config: DictConfig) -> str:
-    """Run one cell that Hydra composed, and return its status."""
+def run_cell(config: DictConfig) -> str | Exception:
+    """Run one cell that Hydra composed, and return its status, or what kept it from starting.
+
+    Returned and not raised: Hydra would print lines of its own about it.
+    """
     from pathlib import Path
 
     from hydra.core.hydra_config import HydraConfig
@@ -23,8 +30,11 @@ def run_cell(config: DictConfig) -> str:
     from ftsuite.run import run
     from ftsuite.study import cell_of
 
-    typed = from_hydra(config, chosen_sweep(HydraConfig.get()))
-    return run(cell_of(typed, Path(typed.store.root))).status
+    try:
+        typed = from_hydra(config, chosen_sweep(HydraConfig.get()))
+        return run(cell_of(typed, Path(typed.store.root))).status
+    except (FtsuiteError, OSError) as error:
+        return error
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -33,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
     if arguments in (["--help"], ["-h"]):
         print(_help())
         return 0
-    from ftsuite import compose
+    from ftsuite import explain
     from ftsuite.__main__ import run_cell as importable
     from ftsuite.secrets import redacted_output, refuse_arguments
 
@@ -48,14 +58,14 @@ def main(arguments: list[str] | None = None) -> int:
             sweeper.run(sweeper.compose(overrides), importable)
     except FtsuiteError as error:
         return _fail(error, wants_traceback)
-    except compose.COMPOSITION_ERRORS as error:
-        return _fail(compose.readable(error), wants_traceback)
+    except explain.COMPOSITION_ERRORS as error:
+        return _fail(explain.readable(error), wants_traceback)
     except OSError as error:
         # Not even the record that says so could be written.
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        full = "no space left on the disk; free some, or set store.root or FTSUITE_STORE"
-        return _fail(StageError(full), wants_traceback)
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        what = "no space left on the disk; free some" if full else f"{error}; check the path"
+        where = "set store.root or FTSUITE_STORE"
+        return _fail(StageError(f"{what}, or {where}"), wants_traceback)
     except KeyboardInterrupt:
         print("ftsuite: interrupted; the same command goes on from here", file=sys.stderr)
         return 130
@@ -89,39 +99,75 @@ def _answered_by_hydra(arguments: list[str]) -> list[str] | None:
     """
     if not any(argument.startswith("-") for argument in arguments):
         return arguments
-    from hydra._internal.utils import get_args_parser
-
-    flags = get_args_parser().parse_intermixed_args(arguments)
-    if flags.help or flags.hydra_help or flags.cfg or flags.info or flags.shell_completion:
-        _hydra_flags(arguments)
-        return None
+    flags = _flags(arguments)
     for flag in ("config_name", "config_path", "experimental_rerun"):
         if getattr(flags, flag):
             raise FtsuiteError(f"--{flag.replace('_', '-')}: not supported; see --help")
+    asked = ("help", "hydra_help", "cfg", "info", "shell_completion")
+    told = [f"--{name.replace('_', '-')}" for name in asked if getattr(flags, name)]
+    if len(told) > 1:
+        raise FtsuiteError(f"{' and '.join(told)}: one at a time")
+    if (flags.package or flags.resolve) and not flags.cfg:
+        raise FtsuiteError("--package and --resolve go with --cfg, as in --cfg job --package lora")
+    if flags.config_dir:
+        if not os.path.isdir(flags.config_dir):
+            raise ConfigError("--config-dir", flags.config_dir, "no such folder")
+        folder = f"hydra.searchpath=[file://{os.path.abspath(flags.config_dir)}]"
+        flags.overrides = [folder, *flags.overrides]
+    if told:
+        _answer(flags)
+        return None
     # --run and --multirun say nothing here: a single run is a sweep of one.
     overrides: list[str] = flags.overrides
-    if flags.config_dir:
-        overrides = [f"hydra.searchpath=[file://{os.path.abspath(flags.config_dir)}]", *overrides]
     return overrides
 
 
-def _hydra_flags(arguments: list[str]) -> None:
-    import hydra
-    from hydra.core.global_hydra import GlobalHydra
+def _flags(arguments: list[str]) -> Namespace:
+    """Hydra's flags.
 
-    from ftsuite import compose
-    from ftsuite.resources import conf_dir
+    Raises:
+        FtsuiteError: there is no such flag.
+    """
+    from hydra._internal.utils import get_args_parser
 
-    compose.register()
-    GlobalHydra.instance().clear()
-    sys.argv[1:] = compose.cross_sweeps(arguments)
-    # Otherwise Hydra prints its own several lines and exits.
-    os.environ["HYDRA_FULL_ERROR"] = "1"
-    main = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")
+    said = io.StringIO()
     try:
-        main(run_cell)()
-    except ValueError as error:
-        raise compose.readable(error) from error
+        with contextlib.redirect_stderr(said):
+            return get_args_parser().parse_intermixed_args(arguments)
+    except SystemExit as end:
+        # argparse prints its usage, and exits. After --version there is nothing more to do.
+        if not end.code:
+            raise
+        raise FtsuiteError(
+            f"{said.getvalue().rpartition('error: ')[2].strip()}; see --help"
+        ) from end
+
+
+def _answer(flags: Namespace) -> None:
+    """Do what `hydra.main` does with these flags, without its traceback and hints."""
+    from hydra._internal.utils import get_args_parser
+
+    from ftsuite import compose, explain
+
+    flags.overrides = compose.cross_sweeps(flags.overrides)
+    hydra, _ = compose.new_hydra()
+    try:
+        if flags.help:
+            hydra.app_help("config", get_args_parser(), flags)
+        elif flags.hydra_help:
+            hydra.hydra_help("config", get_args_parser(), flags)
+        elif flags.cfg:
+            # It writes to stderr before it exits.
+            with contextlib.redirect_stderr(io.StringIO()):
+                hydra.show_cfg("config", flags.overrides, flags.cfg, flags.package, flags.resolve)
+        elif flags.info:
+            hydra.show_info(flags.info, "config", flags.overrides)
+        else:
+            hydra.shell_completion("config", flags.overrides)
+    except SystemExit as end:
+        raise ConfigError("--package", flags.package, "the configuration has no such part") from end
+    except (*explain.COMPOSITION_ERRORS, ValueError, AttributeError, RecursionError) as error:
+        raise explain.readable(error) from error
 
 
 def _fail(error: FtsuiteError, wants_traceback: bool) -> int:

@@ -16,6 +16,7 @@ FtsuiteError
 from __future__ import annotations
 
 import os
+import reprlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -38,12 +39,27 @@ class FtsuiteError(Exception):
     """Base of all errors that are reported as one line without a traceback."""
 
 
+def shorten(text: str, characters: int = 60) -> str:
+    """Return `text`, cut where it is longer than a name that a person would write."""
+    return text if len(text) <= characters else f"{text[:characters]}…"
+
+
+class _Short(reprlib.Repr):
+    """Values in errors: whole where a person wrote them, cut where a machine or a mistake did."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxstring = self.maxother = 300
+        self.maxlist = self.maxdict = self.maxtuple = 30
+        self.maxlong = 40
+
+
 class ConfigError(FtsuiteError):
     """A configuration value that cannot work: names field, value and remedy."""
 
     def __init__(self, field: str, value: object, remedy: str) -> None:
         """Build the line `field = value: remedy`."""
-        super().__init__(f"{field} = {value!r}: {remedy}")
+        super().__init__(f"{field} = {_Short().repr(value)}: {remedy}")
         self.field, self.value, self.remedy = field, value, remedy
 
     def __reduce__(self) -> tuple[type[ConfigError], tuple[str, object, str]]:

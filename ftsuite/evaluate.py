@@ -8,7 +8,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from ftsuite import metric_checks, metrics, models, proof, tasks, templates, turns
-from ftsuite.errors import DataError
+from ftsuite.errors import DataError, StageError
 from ftsuite.harness import build_harness
 from ftsuite.records import Conditions, MetricScores, Scores
 

@@ -2,93 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
-
-import yaml
+from typing import TYPE_CHECKING, Any
 
 from ftsuite import checks, models, progress, proof, templates, turns
-from ftsuite.errors import ConfigError
 from ftsuite.loglikelihood import mean_log_likelihoods
+from ftsuite.probefiles import read_probes
 from ftsuite.records import ProbeAnswer, ProbeContrast, ProbeReport, ProbeResult
-from ftsuite.resources import evals_dir
-from ftsuite.store import file_digest
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from ftsuite.config import ProbesConfig, RunConfig
     from ftsuite.devices import Compute
+    from ftsuite.probefiles import Probe
 
 VERSION = 2
-STRICT = {"extra": "forbid"}
-"""A misspelt key of a probe file is an error, not a key that is never read."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Contrast:
-    """A wanted and a plain answer to the same prompt."""
-
-    __pydantic_config__: ClassVar[dict[str, str]] = STRICT
-
-    prompt: str
-    wanted: str
-    plain: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Probe:
-    """One probe file: a system prompt, questions, checks and contrasts."""
-
-    __pydantic_config__: ClassVar[dict[str, str]] = STRICT
-
-    name: str
-    system: str
-    prompts: list[str]
-    description: str = ""
-    checks: list[dict[str, Any]] = field(default_factory=list)
-    contrasts: list[Contrast] = field(default_factory=list)
-
-
-def read_probes(config: ProbesConfig) -> list[Probe]:
-    """Read and check the configured probe files.
-
-    Raises:
-        ConfigError: a file is missing, malformed, or has an unknown check.
-    """
-    from pydantic import TypeAdapter, ValidationError
-
-    found: list[Probe] = []
-    for name in config.files:
-        path = probe_file(name)
-        try:
-            probe = TypeAdapter(Probe).validate_python(yaml.safe_load(path.read_text("utf-8")))
-        except (ValidationError, yaml.YAMLError) as error:
-            reason = f"{path.name} is not a probe: {error}"
-            raise ConfigError("probes.files", name, reason) from error
-        if not probe.prompts:
-            raise ConfigError("probes.files", name, "the probe has no prompts")
-        for spec in probe.checks:
-            checks.build(spec, f"probe {probe.name}")
-        found.append(probe)
-    return found
-
-
-def probe_file(name: str) -> Path:
-    """Return the YAML file of a probe: a path, or a name below evals/probes.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    for path in (Path(name), evals_dir() / "probes" / f"{name}.yaml"):
-        if path.is_file():
-            return path
-    known = ", ".join(sorted(p.stem for p in (evals_dir() / "probes").glob("*.yaml")))
-    raise ConfigError("probes.files", name, f"no such probe; known are {known}, or give a path")
-
-
-def identity(config: ProbesConfig) -> dict[str, str]:
-    """What the answers depend on besides the settings: the probe files' contents."""
-    return {name: file_digest(probe_file(name)) for name in config.files}
 
 
 def probe(config: RunConfig, compute: Compute, folder: Path, cell: str, what: str) -> ProbeReport:

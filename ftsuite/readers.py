@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ftsuite.errors import DataError, one_line
+from ftsuite import filekind
+from ftsuite.errors import DataError, one_line, shorten
+from ftsuite.filekind import Kind
 from ftsuite.resources import find_file
 
 if TYPE_CHECKING:
@@ -53,6 +55,8 @@ def find_source(source: str, *, split: str) -> Path | HubSource:
     """
     try:
         return find_file(source)
+    except OSError as error:
+        raise DataError(f"{shorten(source)}: {error.strerror}; check the path") from error
     except DataError:
         match = HUB_ID.fullmatch(source)
         if match is None or Path(source).suffix.lower() in READERS or Path(source).exists():
@@ -113,6 +117,8 @@ def source_identity(source: str, *, split: str) -> str:
 def _read_file(path: Path, name: str, reader: Reader) -> Iterator[Row]:
     if path.stat().st_size == 0:
         raise DataError(f"{name}: the file is empty; check how it was written")
+    if (kind := filekind.of(path)) in filekind.NOT_TEXT and reader is not _read_parquet:
+        raise DataError(f"{name}: {filekind.NOT_TEXT[kind]}")
     try:
         yield from reader(path, name)
     except UnicodeDecodeError as error:
@@ -124,14 +130,20 @@ def _read_file(path: Path, name: str, reader: Reader) -> Iterator[Row]:
 
 
 def _read_json(path: Path, name: str) -> list[Row]:
+    # utf-8-sig: files saved on Windows may begin with a byte order mark.
+    text = path.read_text(encoding="utf-8-sig")
     try:
-        # utf-8-sig: files saved on Windows may begin with a byte order mark.
-        value = json.loads(path.read_text(encoding="utf-8-sig"))
+        value = _parse(text)
     except json.JSONDecodeError as error:
+        remedy = "mend the file, or name it .jsonl if it has one object a line"
+        if (kind := filekind.of(path)) in (Kind.csv, Kind.tsv):
+            remedy = f"it looks like {kind.value}: {filekind.REMEDIES[kind]}"
         raise DataError(
             f"{name}, line {error.lineno}: malformed JSON ({error.msg}, column {error.colno}); "
-            "mend the file, or name it .jsonl if it has one object a line"
+            f"{remedy}"
         ) from error
+    except ValueError as error:
+        raise DataError(f"{name}: {error}; mend the file") from error
     if isinstance(value, dict):
         value = value.get("data")
     if not isinstance(value, list):
@@ -145,20 +157,57 @@ def _read_jsonl(path: Path, name: str) -> Iterator[Row]:
             if not line.strip():
                 continue
             try:
-                row = _row(json.loads(line), f"{name}, line {number}")
+                row = _row(_parse(line), f"{name}, line {number}")
             except json.JSONDecodeError as error:
+                remedy = "mend or remove the line"
+                if (kind := filekind.of(path)) is Kind.json:
+                    remedy += ", or name the file .json if it is one array over several lines"
+                elif number == 1:
+                    remedy = f"the file looks like {kind.value}: {filekind.REMEDIES[kind]}"
                 raise DataError(
                     f"{name}, line {number}: malformed JSON ({error.msg}, column {error.colno}); "
-                    "mend or remove the line"
+                    f"{remedy}"
                 ) from error
+            except ValueError as error:
+                raise DataError(f"{name}, line {number}: {error}; mend the line") from error
             yield row
 
 
+def _parse(text: str) -> Any:
+    """JSON without a key twice: Python would keep the last one.
+
+    Raises:
+        ValueError: a key twice, or a number of thousands of digits.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_distinct)
+    except ValueError as error:
+        if "int_max_str_digits" in str(error):
+            raise ValueError("a number of thousands of digits") from error
+        raise
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(k for k in keys if keys.count(k) > 1)!r} is there twice")
+    return found
+
+
 def _read_csv(path: Path, name: str) -> Iterator[Row]:
+    kind = filekind.of(path)
+    if kind in (Kind.tsv, Kind.semicolons, Kind.json):
+        raise DataError(f"{name}: not CSV but {kind.value}; {filekind.REMEDIES[kind]}")
     csv.field_size_limit(LONGEST_CELL)
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file, strict=True)
         try:
+            columns = reader.fieldnames or []
+            if twice := [column for column in columns if columns.count(column) > 1]:
+                raise DataError(
+                    f"{name}: the column {twice[0]!r} is there twice; rename or remove one"
+                )
             for number, row in enumerate(reader, start=1):
                 # DictReader collects surplus cells under None and fills missing ones with None.
                 if None in row or None in row.values():
@@ -170,14 +219,25 @@ def _read_csv(path: Path, name: str) -> Iterator[Row]:
         except csv.Error as error:
             # line_num counts the lines that were read whole, not the one that failed.
             raise DataError(
-                f"{name}, line {reader.line_num + 1}: malformed CSV ({error}); mend the line"
+                f"{name}, line {reader.line_num + 1}: malformed CSV ({_plain_words(error)}); mend "
+                "the line"
             ) from error
+
+
+def _plain_words(error: csv.Error) -> str:
+    words = {
+        "expected after": "text behind a closing quotation mark",
+        "unexpected end of data": "a quotation mark that is never closed",
+    }
+    return next((plain for said, plain in words.items() if said in str(error)), str(error))
 
 
 def _read_parquet(path: Path, name: str) -> Iterator[Row]:
     import pyarrow
     import pyarrow.parquet
 
+    if (kind := filekind.of(path)) is not Kind.parquet:
+        raise DataError(f"{name}: not a Parquet file but {kind.value}; {filekind.REMEDIES[kind]}")
     try:
         # Opened here: pyarrow would read a path with "=" in it as a partitioned data set.
         with path.open("rb") as file:

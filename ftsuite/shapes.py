@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from ftsuite.choices import Shape
@@ -18,6 +19,13 @@ TEXT_ROLE = "text"
 """Role of the one pseudo-message of a plain text row: no template, every token trained."""
 
 
+LIKE_ANSWERS = (
+    *("answer", "category", "class", "completion", "intent", "label", "labels", "output"),
+    *("response", "sentiment", "summary", "target", "translation"),
+)
+"""Names of columns that hold what a model should learn to say."""
+
+
 def detect_shape(names: Collection[str], columns: ColumnsConfig, where: str) -> Shape:
     """Return the first shape whose columns are all there.
 
@@ -27,7 +35,8 @@ def detect_shape(names: Collection[str], columns: ColumnsConfig, where: str) -> 
         where: file or Hub id, for the error.
 
     Raises:
-        DataError: no known shape fits.
+        DataError: no known shape fits, or the one that does would leave an answer or a column
+            that was configured unused.
     """
     wanted = {
         Shape.messages: [columns.messages],
@@ -36,14 +45,61 @@ def detect_shape(names: Collection[str], columns: ColumnsConfig, where: str) -> 
         Shape.dolly: [columns.instruction, _response(names, columns)],
         Shape.text: [columns.text],
     }
-    for shape, needed in wanted.items():
-        if all(name in names for name in needed):
-            return shape
-    known = ", ".join("+".join(needed) for needed in wanted.values())
-    raise DataError(
-        f"{where}: the columns {_listed(names)} fit no known shape ({known}); "
-        "set data.shape and data.columns"
+    found = next(
+        (shape for shape, needed in wanted.items() if all(name in names for name in needed)), None
     )
+    if found is None:
+        known = ", ".join("+".join(needed) for needed in wanted.values())
+        raise DataError(
+            f"{where}: the columns {_listed(names)} fit no known shape ({known}); "
+            "set data.shape and data.columns"
+        )
+    answers = [name for name in names if name.lower() in LIKE_ANSWERS]
+    if found is Shape.text and answers:
+        raise DataError(
+            f"{where}: the column {answers[0]!r} looks like an answer, but would not be trained "
+            f"beside {columns.text!r}; set data.shape=prompt_completion "
+            f"data.columns.prompt={columns.text} data.columns.completion={answers[0]}, or "
+            "data.shape=text to leave it out"
+        )
+    if name := unused_column(found, columns):
+        raise DataError(
+            f"{where}: data.columns.{name} is set, but data.shape={found.value}, which these "
+            "rows have, does not read it; set data.shape, or leave data.columns as it is"
+        )
+    return found
+
+
+USED_COLUMNS = {
+    Shape.messages: ("messages",),
+    Shape.prompt_completion: ("prompt", "completion"),
+    Shape.question_answer: ("question", "answer"),
+    Shape.dolly: ("instruction", "context", "response"),
+    Shape.text: ("text",),
+}
+"""Which fields of `ColumnsConfig` a shape reads."""
+
+
+def unused_column(shape: Shape, columns: ColumnsConfig) -> str:
+    """Return a field of `columns` that was set and that `shape` does not read, or nothing."""
+    if shape is Shape.auto:
+        return ""
+    default = type(columns)()
+    for field in dataclasses.fields(columns):
+        is_set = getattr(columns, field.name) != getattr(default, field.name)
+        if is_set and field.name not in USED_COLUMNS[shape]:
+            return field.name
+    return ""
+
+
+def shared_column(shape: Shape, columns: ColumnsConfig) -> str:
+    """Return the column that `shape` would read as two things, or nothing."""
+    shapes = USED_COLUMNS if shape is Shape.auto else [shape]
+    for one in shapes:
+        names = [name for field in USED_COLUMNS[one] if (name := getattr(columns, field))]
+        if len(set(names)) < len(names):
+            return str(max(names, key=names.count))
+    return ""
 
 
 def to_messages(
@@ -103,7 +159,9 @@ def _pair(user: str, assistant: str) -> Conversation:
 
 def _from_messages(row: Mapping[str, Any], name: str, where: str) -> Conversation:
     value = _value(row, name, where)
-    if not isinstance(value, list) or not value:
+    if value == []:
+        raise DataError(f"{where}: column {name!r} has no messages in it; mend or remove the row")
+    if not isinstance(value, list):
         raise DataError(
             f"{where}: column {name!r} holds {_kind(value)}, not a list of messages; "
             "set data.shape or mend the row"
@@ -112,7 +170,9 @@ def _from_messages(row: Mapping[str, Any], name: str, where: str) -> Conversatio
     for number, message in enumerate(value, start=1):
         place = f"{where}, message {number}"
         if not isinstance(message, dict):
-            raise DataError(f"{place}: {_kind(message)}, not an object with role and content")
+            raise DataError(
+                f"{place}: {_kind(message)}, not an object with role and content; mend the row"
+            )
         role = _text(message, "role", place)
         messages.append({"role": role, "content": _text(message, "content", place)})
     return messages
@@ -156,6 +216,8 @@ def _text(row: Mapping[str, Any], name: str, where: str) -> str:
         raise DataError(
             f"{where}: column {name!r} holds {_kind(value)}, not text; mend or remove the row"
         )
+    if "\x00" in value:
+        raise DataError(f"{where}: column {name!r} holds a NUL character; mend or remove the row")
     if not value.isascii():
         try:
             value.encode()

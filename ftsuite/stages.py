@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ftsuite import data as data_module
-from ftsuite import evaluate, merge, models, probe, provenance, tasks, train
+from ftsuite import evaluate, merge, models, probe, probefiles, provenance, tasks, train
 from ftsuite.config import identity
 from ftsuite.errors import StoreError
 from ftsuite.records import DataSummary, MergeSummary, ProbeReport, Scores, TrainSummary
@@ -211,7 +211,7 @@ def _probes(
         inputs={
             "model": model if merged is None else merged.key,
             "probes": identity(config.probes, without=("files",)),
-            "files": probe.identity(config.probes),
+            "files": probefiles.identity(config.probes),
             "engine": evaluate.engine(),
             "compute": dataclasses.asdict(compute),
         },

@@ -7,38 +7,32 @@ the environment. Doing here what its own `multirun` does costs other programs no
 
 from __future__ import annotations
 
+import itertools
+import math
 import shlex
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hydra._internal.callbacks import Callbacks
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra._internal.hydra import Hydra
-from hydra._internal.utils import create_automatic_config_search_path
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import RangeSweep
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobStatus
+from hydra.errors import HydraException
 from hydra.types import HydraContext, RunMode
 
 from ftsuite import devices, environment, study
-from ftsuite.compose import (
-    COMPOSITION_ERRORS,
-    chosen_sweep,
-    cross_sweeps,
-    from_hydra,
-    readable,
-    register,
-)
+from ftsuite.compose import chosen_sweep, cross_sweeps, from_hydra, new_hydra
 from ftsuite.errors import ConfigError, StoreError, one_line
+from ftsuite.explain import COMPOSITION_ERRORS, readable
+from ftsuite.overrides import parse, unresolved
 from ftsuite.records import CellEntry, StudyManifest
-from ftsuite.resources import conf_dir
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from hydra.core.override_parser.types import Override
     from hydra.types import TaskFunction
     from omegaconf import DictConfig
 
@@ -46,6 +40,8 @@ if TYPE_CHECKING:
 
 Overrides = list[str]
 LABEL_CHARACTERS = 40
+MOST_CELLS = 10_000
+"""More are a mistake (`range(0,1e9)`): each has to be composed, and trained for minutes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,12 +66,7 @@ def compose(arguments: list[str]) -> Sweep:
     Raises:
         ConfigError: a cell cannot work.
     """
-    register()
-    GlobalHydra.instance().clear()
-    search = create_automatic_config_search_path(None, None, str(conf_dir()))
-    hydra = Hydra.create_main_hydra2(task_name="ftsuite", config_search_path=search)
-    # Ours goes before the plugin's own joblib launcher, as it should.
-    warnings.filterwarnings("ignore", message=r"\s*'hydra/launcher/joblib' is validated")
+    hydra, loader = new_hydra()
     try:
         shared = hydra.compose_config(
             config_name="config",
@@ -83,24 +74,62 @@ def compose(arguments: list[str]) -> Sweep:
             run_mode=RunMode.MULTIRUN,
             with_log_configuration=False,
         )
-        params = dict(shared.hydra.sweeper.params or {})
-        parsed = OverridesParser.create(config_loader=hydra.config_loader).parse_overrides(
-            # What the command line says of a swept setting goes before the sweep's own values.
-            [f"{key}={value}" for key, value in params.items()] + list(shared.hydra.overrides.task)
-        )
+        # Interpolations are each cell's own: lora.alpha=${lora.r} follows a swept lora.r.
+        params = unresolved(shared.hydra.sweeper.params) or {}
+        # What the command line says of a swept setting goes before the sweep's own values.
+        lines = [f"{key}={value}" for key, value in params.items()]
+        parsed = parse(lines + unresolved(shared.hydra.overrides.task), loader)
+        _check_size(parsed)
         batch: list[Overrides] = BasicSweeper.split_arguments(parsed, None)[0]
-        composed = [hydra.config_loader.load_sweep_config(shared, cell) for cell in batch]
-    except (*COMPOSITION_ERRORS, ValueError, AttributeError) as error:
+        cells = list(loader.cells(shared, batch))
+    except (*COMPOSITION_ERRORS, ValueError, AttributeError, RecursionError) as error:
         raise readable(error) from error
-    configs = [from_hydra(cell, chosen_sweep(cell.hydra)) for cell in composed]
+    chosen, passed = chosen_sweep(shared.hydra), set[str]()
+    configs = [from_hydra(cell, chosen, passed) for cell in cells]
     swept = set(params) | {o.get_key_element() for o in parsed if o.is_sweep_override()}
     return Sweep(
-        context=HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks(shared)),
+        context=HydraContext(config_loader=loader, callbacks=Callbacks(shared)),
         shared=shared,
         overrides=batch,
         configs=configs,
         manifest=_manifest(arguments, batch, configs, swept),
     )
+
+
+def _check_size(overrides: list[Override]) -> None:
+    """Refuse sweeps of no cell, of far too many, and over sweeps.
+
+    Raises:
+        ConfigError: names the setting.
+    """
+    # Of two that name one setting, the later one counts.
+    values = {one.get_key_element().lstrip("+"): one for one in overrides}
+    sizes = {}
+    for key, one in values.items():
+        if not one.is_sweep_override():
+            continue
+        text = one.get_value_string()
+        if key == "sweep":
+            raise ConfigError(key, text, "write +sweep=a,b for the grid of two sweeps")
+        try:
+            sizes[key] = _number_of_values(one)
+        except (HydraException, ArithmeticError, ValueError) as error:
+            remedy = "not a list of values, nor a range with a step that leads to its end"
+            raise ConfigError(key, text, remedy) from error
+        if sizes[key] == 0:
+            raise ConfigError(key, text, "no value is in it; give at least one")
+    if (cells := math.prod(sizes.values())) > MOST_CELLS:
+        largest = max(sizes, key=lambda key: sizes[key])
+        remedy = f"the sweep would have more than {MOST_CELLS:,} cells; take fewer values"
+        raise ConfigError(largest, values[largest].get_value_string(), remedy)
+    assert cells > 0
+
+
+def _number_of_values(sweep: Override) -> int:
+    """Count at most one more than `MOST_CELLS`: a range can be endless."""
+    value = sweep.value()
+    source = value.range() if isinstance(value, RangeSweep) else sweep.sweep_iterator()
+    return sum(1 for _ in itertools.islice(source, MOST_CELLS + 1))
 
 
 def run(sweep: Sweep, task: TaskFunction) -> None:
@@ -133,6 +162,9 @@ def run(sweep: Sweep, task: TaskFunction) -> None:
         # record. `result.return_value` would print a line of its own before it raises.
         if result.status is not JobStatus.COMPLETED:
             raise result._return_value
+        # What kept a cell from starting ends the command.
+        if isinstance(result._return_value, Exception):
+            raise result._return_value
     finish(sweep.configs[0], sweep.manifest, root)
 
 
@@ -164,15 +196,15 @@ def _manifest(
     names = {str(config.study) for config in configs}
     if len(names) > 1:
         raise ConfigError("study", sorted(names), "one sweep is one study; do not sweep it")
-    entries: list[CellEntry] = []
+    entries: dict[str, CellEntry] = {}
     for overrides, config in zip(batch, configs, strict=True):
         run_id = study.run_id(config)
         label = _label(overrides, swept, config, run_id)
-        if twin := next((e for e in entries if e.run_id == run_id), None):
+        if twin := entries.get(run_id):
             raise ConfigError("sweep", label, f"the same cell as {twin.label}; name it once")
-        entries.append(CellEntry(run_id=run_id, label=label, overrides=tuple(overrides)))
+        entries[run_id] = CellEntry(run_id=run_id, label=label, overrides=tuple(overrides))
     command = shlex.join(["python", "-m", "ftsuite", *arguments])
-    return StudyManifest(study=names.pop(), command=command, cells=tuple(entries))
+    return StudyManifest(study=names.pop(), command=command, cells=tuple(entries.values()))
 
 
 def _label(overrides: Sequence[str], swept: set[str], config: RunConfig, run_id: str) -> str:

@@ -2,57 +2,83 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import os
 import re
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ftsuite import models, probe, readers, targets, tasks
+from ftsuite import models, probefiles, readers, shapes, targets, tasks
 from ftsuite.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ftsuite.config import (
+        BackendConfig,
         DataConfig,
         EvalsConfig,
+        GatesConfig,
         LoraConfig,
         ProbesConfig,
         RunConfig,
+        StoreConfig,
+        TrackingConfig,
         TrainConfig,
     )
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 LARGEST_SEED = 2**32 - 1
 """NumPy takes no larger one."""
+LARGEST_COUNT = 2**31 - 1
+"""Arrow and torch count in 32 bits in places."""
+LARGEST_RANK = 2**16
+"""No layer of a language model is wider; the rank is checked against the model's own later."""
+LONGEST_EPOCHS = 1e5
+LOWEST_TEMPERATURE = 1e-3
+"""Logits are divided by it in float32; 0 is greedy."""
+HIGHEST_TEMPERATURE = 1e3
+LONGEST_NAME = 100
+THREADS_A_CORE = 8
+"""More CPU threads than this only wait for each other, and may not start at all."""
 
 
-def validate(config: RunConfig) -> None:
+def validate(config: RunConfig, passed: set[str] | None = None) -> None:
     """Refuse a configuration that cannot work; reads file names but no weights.
+
+    Args:
+        config: the configuration of one cell.
+        passed: what earlier cells of the same sweep have passed, which is added to: sections that
+            are equal are checked once a sweep.
 
     Raises:
         ConfigError: names the field, the value and the remedy.
     """
-    _check_name("study", config.study)
-    models.check(config.model)
-    _lora(config.lora)
-    _train(config.train)
-    _data(config.data)
-    _evals(config.evals)
-    _probes(config.probes)
-    if config.backend.name != "local":
-        raise ConfigError("backend.name", config.backend.name, "only 'local' is there")
-    _positive("backend.threads", config.backend.threads)
-    for name, limit in config.gates.max_worse.items():
-        _at_least(f"gates.max_worse.{name}", limit, 0)
-        _check_metric(f"gates.max_worse.{name}", name, config.evals)
-    _fraction("gates.alpha", config.gates.alpha)
-    for field in ("root", "reports"):
-        if not getattr(config.store, field):
-            raise ConfigError(f"store.{field}", "", "name a folder")
-    if config.tracking.mode not in ("offline", "online", "disabled"):
-        raise ConfigError(
-            "tracking.mode", config.tracking.mode, "choose offline, online or disabled"
-        )
+    passed = set() if passed is None else passed
+    _once(passed, _check_name, "study", config.study)
+    for field in dataclasses.fields(config):
+        _once(passed, _texts, field.name, getattr(config, field.name))
+    for group in ("model", "data", "template"):
+        _once(passed, _check_label, f"{group}.name", getattr(config, group).name)
+    _once(passed, models.check, config.model)
+    _once(passed, _lora, config.lora)
+    _once(passed, _train, config.train)
+    _once(passed, _data, config.data)
+    _once(passed, _evals, config.evals)
+    _once(passed, _probes, config.probes)
+    _once(passed, _backend, config.backend)
+    _once(passed, _gates, config.gates, config.evals)
+    _once(passed, _services, config.store, config.tracking)
+
+
+def _once(passed: set[str], check: Callable[..., None], *parts: object) -> None:
+    """Check `parts` of a configuration, unless equal ones have passed."""
+    mark = f"{check.__module__}.{check.__name__} {parts!r}"
+    if mark not in passed:
+        check(*parts)
+        passed.add(mark)
 
 
 def _check_name(field: str, value: str | None) -> None:
@@ -62,8 +88,34 @@ def _check_name(field: str, value: str | None) -> None:
         )
 
 
+def _check_label(field: str, value: str) -> None:
+    if not value.strip() or len(value) > LONGEST_NAME or not value.isprintable():
+        raise ConfigError(field, value, f"must be 1 to {LONGEST_NAME} characters on one line")
+
+
+def _texts(field: str, value: object) -> None:
+    """Refuse text that no file can hold."""
+    if dataclasses.is_dataclass(value):
+        for inner in dataclasses.fields(value):
+            _texts(f"{field}.{inner.name}", getattr(value, inner.name))
+    elif isinstance(value, list):
+        for item in value:
+            _texts(field, item)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            _texts(field, key)
+            _texts(f"{field}.{key}", item)
+    elif isinstance(value, str) and ("\x00" in value or _has_half_pairs(value)):
+        raise ConfigError(field, value, "holds a sign that is no UTF-8 text; take it out")
+
+
+def _has_half_pairs(text: str) -> bool:
+    # Bytes of the command line that are not UTF-8 come in as half surrogate pairs.
+    return any("\ud800" <= sign <= "\udfff" for sign in text)
+
+
 def _lora(lora: LoraConfig) -> None:
-    _positive("lora.r", lora.r)
+    _positive("lora.r", lora.r, LARGEST_RANK)
     _positive("lora.alpha", lora.alpha)
     _fraction("lora.dropout", lora.dropout)
     if not lora.target_modules:
@@ -81,19 +133,22 @@ def _train(train: TrainConfig) -> None:
         "shard_bytes",
         "fidelity_items",
     ):
-        _positive(f"train.{field}", getattr(train, field))
+        largest = 2**63 - 1 if field == "shard_bytes" else LARGEST_COUNT
+        _positive(f"train.{field}", getattr(train, field), largest)
+    if train.epochs > LONGEST_EPOCHS and train.epochs < math.inf:
+        raise ConfigError("train.epochs", train.epochs, f"must be at most {LONGEST_EPOCHS:g}")
     for field in ("epochs", "learning_rate", "max_grad_norm"):
         if not 0 < getattr(train, field) < math.inf:
             raise ConfigError(f"train.{field}", getattr(train, field), "must be above 0, finite")
     _at_least("train.weight_decay", train.weight_decay, 0)
-    if not 0 <= train.seed <= LARGEST_SEED:
-        raise ConfigError("train.seed", train.seed, f"must be 0 to {LARGEST_SEED}")
+    _seed("train.seed", train.seed)
     _fraction("train.warmup_fraction", train.warmup_fraction)
     if train.fidelity_tolerance is not None:
         _at_least("train.fidelity_tolerance", train.fidelity_tolerance, 0)
 
 
 def _data(data: DataConfig) -> None:
+    _seed("data.split_seed", data.split_seed)
     for field in ("max_length", "train_limit", "validation_limit"):
         _positive(f"data.{field}", getattr(data, field))
     for field in ("validation_fraction", "test_fraction"):
@@ -104,6 +159,15 @@ def _data(data: DataConfig) -> None:
             0,
             "the validation split would be empty; cut some, or give data.validation",
         )
+    if field := shapes.unused_column(data.shape, data.columns):
+        raise ConfigError(
+            f"data.columns.{field}",
+            getattr(data.columns, field),
+            f"data.shape={data.shape.value} does not read it; set data.shape, or take data=file "
+            "for data of your own",
+        )
+    if column := shapes.shared_column(data.shape, data.columns):
+        raise ConfigError("data.columns", column, "one column for two things; name two")
     for field in ("train", "validation", "test"):
         if (source := getattr(data, field)) is None:
             continue
@@ -119,6 +183,8 @@ def _data(data: DataConfig) -> None:
 
 
 def _evals(evals: EvalsConfig) -> None:
+    _seed("evals.subset_seed", evals.subset_seed)
+    _seed("evals.fewshot_seed", evals.fewshot_seed)
     _positive("evals.limit", evals.limit)
     _positive("evals.batch_size", evals.batch_size)
     for task, limit in evals.limits.items():
@@ -151,16 +217,52 @@ def _check_metric(field: str, name: str, evals: EvalsConfig) -> None:
 def _probes(probes: ProbesConfig) -> None:
     for field in ("limit", "max_new_tokens", "batch_size"):
         _positive(f"probes.{field}", getattr(probes, field))
+    _seed("probes.seed", probes.seed)
     _at_least("probes.temperature", probes.temperature, 0)
+    if probes.temperature and not LOWEST_TEMPERATURE <= probes.temperature <= HIGHEST_TEMPERATURE:
+        remedy = f"must be 0 (greedy) or {LOWEST_TEMPERATURE:g} to {HIGHEST_TEMPERATURE:g}"
+        raise ConfigError("probes.temperature", probes.temperature, remedy)
     if not 0 < probes.top_p <= 1:
         raise ConfigError("probes.top_p", probes.top_p, "must be above 0 and at most 1")
     _distinct("probes.files", probes.files)
-    probe.read_probes(probes)
+    probefiles.read_probes(probes)
 
 
-def _positive(field: str, value: int | None) -> None:
+def _backend(backend: BackendConfig) -> None:
+    if backend.name != "local":
+        raise ConfigError("backend.name", backend.name, "only 'local' is there")
+    _positive("backend.threads", backend.threads)
+    cores = os.cpu_count() or 1
+    if (backend.threads or 0) > THREADS_A_CORE * cores:
+        remedy = f"this machine has {cores} cores; set at most {THREADS_A_CORE} threads for each"
+        raise ConfigError("backend.threads", backend.threads, remedy)
+
+
+def _gates(gates: GatesConfig, evals: EvalsConfig) -> None:
+    for name, limit in gates.max_worse.items():
+        _at_least(f"gates.max_worse.{name}", limit, 0)
+        _check_metric(f"gates.max_worse.{name}", name, evals)
+    _fraction("gates.alpha", gates.alpha)
+
+
+def _services(store: StoreConfig, tracking: TrackingConfig) -> None:
+    for field in ("root", "reports"):
+        if not getattr(store, field):
+            raise ConfigError(f"store.{field}", "", "name a folder")
+    if tracking.mode not in ("offline", "online", "disabled"):
+        raise ConfigError("tracking.mode", tracking.mode, "choose offline, online or disabled")
+
+
+def _positive(field: str, value: int | None, largest: int = LARGEST_COUNT) -> None:
     if value is not None and value < 1:
         raise ConfigError(field, value, "must be at least 1")
+    if value is not None and value > largest:
+        raise ConfigError(field, value, f"must be at most {largest:,}")
+
+
+def _seed(field: str, value: int) -> None:
+    if not 0 <= value <= LARGEST_SEED:
+        raise ConfigError(field, value, f"must be 0 to {LARGEST_SEED}")
 
 
 def _at_least(field: str, value: float, low: float) -> None:

@@ -50,12 +50,11 @@ class Suite:
             [
                 f"model.id={self.model}",
                 "model.embedded=null",
+                "data=file",
                 f"data.train={self.folder / 'rows.jsonl'}",
-                "data.validation=null",
                 "data.validation_limit=2",
                 "data.train_limit=4",
                 "data.shape=messages",
-                "data.system=null",
                 "train.max_steps=1",
                 "backend.device=cpu",
                 "backend.threads=1",

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from tiny import tiny_llama, tiny_tokenizer
 
-from ftsuite import probe, templates
+from ftsuite import checks, probe, probefiles, templates
 from ftsuite.choices import Device
 from ftsuite.config import (
     BackendConfig,
@@ -68,7 +68,7 @@ def ask(model: Path, file: str, **probes: Any) -> ProbeReport:
     "path", sorted((evals_dir() / "probes").glob("*.yaml")), ids=lambda p: p.stem
 )
 def test_shipped_probes_are_whole(path: Path) -> None:
-    (found,) = probe.read_probes(ProbesConfig(files=[path.stem]))
+    (found,) = probefiles.read_probes(ProbesConfig(files=[path.stem]))
     assert found.name == path.stem
     assert found.description
     assert found.system == found.system.strip()
@@ -76,14 +76,14 @@ def test_shipped_probes_are_whole(path: Path) -> None:
     assert found.checks
     assert found.contrasts
     for contrast in found.contrasts:
-        verdicts = [probe.checks.build(spec, found.name) for spec in found.checks]
+        verdicts = [checks.build(spec, found.name) for spec in found.checks]
         assert all(check(contrast.wanted) for check in verdicts), contrast.wanted
         assert not all(check(contrast.plain) for check in verdicts), contrast.plain
 
 
 def test_the_configured_probes_are_there() -> None:
     chosen = yaml.safe_load((conf_dir() / "probes" / "default.yaml").read_text(encoding="utf-8"))
-    assert [p.name for p in probe.read_probes(ProbesConfig(files=chosen["files"]))] == chosen[
+    assert [p.name for p in probefiles.read_probes(ProbesConfig(files=chosen["files"]))] == chosen[
         "files"
     ]
 
@@ -105,7 +105,7 @@ def test_the_configured_probes_are_there() -> None:
 )
 def test_a_wrong_probe_file_is_refused(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        probe.read_probes(ProbesConfig(files=[written(tmp_path, **changes)]))
+        probefiles.read_probes(ProbesConfig(files=[written(tmp_path, **changes)]))
     assert said in str(caught.value)
     assert "probe" in caught.value.field
 
@@ -114,14 +114,14 @@ def test_yaml_that_is_not_a_probe_is_refused(tmp_path: Path) -> None:
     for text in ("- a\n- b\n", "a: [", "", "text"):
         (tmp_path / "bad.yaml").write_text(text)
         with pytest.raises(ConfigError, match=r"bad\.yaml is not a probe"):
-            probe.read_probes(ProbesConfig(files=[str(tmp_path / "bad.yaml")]))
+            probefiles.read_probes(ProbesConfig(files=[str(tmp_path / "bad.yaml")]))
 
 
 def test_a_probe_is_known_by_its_content(tmp_path: Path) -> None:
     file = written(tmp_path)
-    before = probe.identity(ProbesConfig(files=[file]))
-    assert probe.identity(ProbesConfig(files=[written(tmp_path)])) == before
-    assert probe.identity(ProbesConfig(files=[written(tmp_path, system="Other")])) != before
+    before = probefiles.identity(ProbesConfig(files=[file]))
+    assert probefiles.identity(ProbesConfig(files=[written(tmp_path)])) == before
+    assert probefiles.identity(ProbesConfig(files=[written(tmp_path, system="Other")])) != before
 
 
 # Prompts
@@ -203,8 +203,8 @@ def by_hand(model: Any, tokenizer: Any, prompt: str, answer: str) -> float:
 def test_contrasts_are_mean_log_likelihoods_a_token() -> None:
     tokenizer = tiny_tokenizer()
     model = tiny_llama(tokenizer)
-    contrasts = [probe.Contrast(**one) for one in PROBE["contrasts"]]
-    one = probe.Probe(name="tiny", system=SYSTEM, prompts=["x"], contrasts=contrasts)
+    contrasts = [probefiles.Contrast(**one) for one in PROBE["contrasts"]]
+    one = probefiles.Probe(name="tiny", system=SYSTEM, prompts=["x"], contrasts=contrasts)
     # Four rows a batch: prompts and answers of different lengths share one.
     found = probe._contrasts(one, model, tokenizer, ProbesConfig(batch_size=4))
     assert [(c.prompt, c.with_system) for c in found] == [

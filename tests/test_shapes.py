@@ -65,7 +65,8 @@ def test_columns_have_other_names():
     assert to_messages({"q": "Q", "a": "A"}, Shape.question_answer, columns) == PAIR
     row = {"i": "Q", "c": "C", "r": "A"}
     assert to_messages(row, Shape.dolly, columns)[0]["context"] == "C"
-    assert shapes.detect_shape(row, columns, "a.json") == Shape.dolly
+    dolly = ColumnsConfig(instruction="i", context="c", response="r")
+    assert shapes.detect_shape(row, dolly, "a.json") == Shape.dolly
     assert to_messages({"chat": PAIR}, Shape.messages, columns) == PAIR
 
 
@@ -102,7 +103,8 @@ def test_a_missing_column_names_those_that_are_there(row, shape, missing):
         ({"text": ["SECRET"]}, Shape.text, "'text' holds a value of type list"),
         ({"instruction": "Q", "context": 1, "response": "A"}, Shape.dolly, "'context' holds"),
         ({"messages": "SECRET"}, Shape.messages, "type str, not a list of messages"),
-        ({"messages": []}, Shape.messages, "not a list of messages"),
+        ({"messages": []}, Shape.messages, "no messages in it"),
+        ({"text": "a\x00b"}, Shape.text, "a NUL character"),
         ({"messages": ["SECRET"]}, Shape.messages, "message 1: a value of type str"),
         ({"messages": [{"role": "user", "content": None}]}, Shape.messages, "message 1: .*null"),
         ({"messages": [{"role": "user"}]}, Shape.messages, "message 1: no column 'content'"),

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from ftsuite import probe, readers, tasks
+from ftsuite import probefiles, readers, tasks
 from ftsuite.choices import Packing
 from ftsuite.config import to_plain
 
@@ -208,7 +208,7 @@ def _own_documents(path: Path) -> tuple[list[int], int]:
 def probe_tokens(probes: ProbesConfig) -> int:
     """Scored tokens that take as long as one model's probes, with and without system prompt."""
     total = 0.0
-    for one in probe.read_probes(probes):
+    for one in probefiles.read_probes(probes):
         for prompt in one.prompts[: probes.limit]:
             asked = (2 * len(prompt) + len(one.system)) / CHARACTERS_A_TOKEN
             total += asked + 2 * GENERATED * probes.max_new_tokens

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import random
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
@@ -42,14 +41,15 @@ def evaluate(
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager
 
+    loaded = tasks.load(config.evals, root)
+    picked = {t.task.config.task: _subset(t, config.evals) for t in loaded}
+    tasks.check_documents(loaded, picked)
     tokenizer = models.load_tokenizer(folder, config.model)
     template = templates.install(tokenizer, config.template)
     model = models.load_model(
         folder, tokenizer, config.model, device=compute.device, dtype=compute.dtype
     )
-    loaded = tasks.load(config.evals, root)
     harness = build_harness(model, tokenizer, config.evals.batch_size, cell, what)
-    picked = {t.task.config.task: _subset(t, config.evals) for t in loaded}
     results = simple_evaluate(
         model=harness,
         tasks=[t.task for t in loaded],
@@ -89,17 +89,11 @@ def engine() -> str:
 
 
 def _subset(loaded: tasks.LoadedTask, config: EvalsConfig) -> list[int]:
-    """Sorted document numbers to score: all, or a seeded subset.
-
-    lm-eval pairs the n-th document of the subset with the n-th number, so they must be sorted.
-    """
+    """Numbers of the documents to score."""
     total = len(loaded.task.eval_docs)
     if total == 0:
         raise DataError(f"evals.tasks: {loaded.name} has no documents; check its data file")
-    limit = config.limits.get(loaded.name, config.limit)
-    if limit is None or limit >= total:
-        return list(range(total))
-    return sorted(random.Random(config.subset_seed).sample(range(total), limit))
+    return tasks.picked(loaded.name, total, config)
 
 
 def _check_prompts(
@@ -132,16 +126,21 @@ def _check_prompts(
 
 def _grouped(loaded: list[tasks.LoadedTask], samples: dict[str, Any]) -> tuple[MetricScores, ...]:
     groups: dict[str, list[Any]] = {}
+    roles = tasks.roles(loaded)
     for item in loaded:
         groups.setdefault(item.name, []).append(item.task)
     return tuple(
         metric
         for name, members in groups.items()
-        for metric in _metrics(name, members, [samples[task.config.task] for task in members])
+        for metric in _metrics(
+            name, members, roles, [samples[task.config.task] for task in members]
+        )
     )
 
 
-def _metrics(name: str, members: list[Any], logs: list[list[Any]]) -> list[MetricScores]:
+def _metrics(
+    name: str, members: list[Any], roles: dict[str, str], logs: list[list[Any]]
+) -> list[MetricScores]:
     """The metrics of one task, or of a group whose documents are taken together."""
     rows = [row for log in logs for row in sorted(log, key=lambda row: row["doc_id"])]
     filters = list(dict.fromkeys(row["filter"] for row in rows))
@@ -159,6 +158,7 @@ def _metrics(name: str, members: list[Any], logs: list[list[Any]]) -> list[Metri
                     task=name,
                     metric=metric + suffix,
                     higher_is_better=bool(better[metric]),
+                    split=roles[name],
                     values=tuple(values),
                     weights=tuple(weights) if weights else None,
                     doc_ids=_doc_ids(mine, grouped=len(members) > 1),

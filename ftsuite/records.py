@@ -138,6 +138,8 @@ class MetricScores:
     task: str
     metric: str
     higher_is_better: bool
+    split: str = ""
+    """What the scored documents are for: validation data decides, test data reports."""
     values: tuple[float, ...]
     weights: tuple[float, ...] | None = None
     """Weights of the mean; for bits per byte the documents' bytes."""

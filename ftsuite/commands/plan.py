@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ftsuite import devices, study, sweeper
-from ftsuite.commands import estimate
+from ftsuite.commands import estimate, score_estimate
 from ftsuite.commands.cached import cached_base
 from ftsuite.commands.display import one_line, table, write, write_json
 from ftsuite.config import to_plain
@@ -102,7 +102,10 @@ def _cell(
         "data": speeds.seconds.get("data", estimate.DATA_SECONDS),
         "merge": speeds.seconds.get("merge", estimate.MERGE_SECONDS),
         "train": None if tokens is None else tokens / speeds.train,
-        "eval": _over(estimate.score_tokens(config.evals, runs), speeds.score),
+        "eval": _over(
+            score_estimate.score_tokens(config, runs, base.folder if base else None, root),
+            speeds.score,
+        ),
         "probe": speeds.seconds.get("probe")
         or _over(estimate.probe_tokens(config.probes), speeds.score),
     }
@@ -192,7 +195,7 @@ def _detectable(config: RunConfig) -> list[dict[str, Any]]:
         task, _, metric = name.partition("/")
         if not name or metric.endswith(NOT_BINARY):
             continue
-        items = estimate.documents(task, config.evals)
+        items = score_estimate.documents(task, config.evals, Path(config.store.root))
         difference = detectable_difference(items, DISCORDANCE) if items else None
         found.append(
             {

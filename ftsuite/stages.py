@@ -27,6 +27,8 @@ DATA_VERSION = 1
 ORIGIN = ("name", "id", "revision", "source", "embedded", "dtype")
 """Fields of the model that the resolved identity and dtype stand for."""
 MERGE_FIELDS = ("shard_bytes", "fidelity_items", "fidelity_tolerance")
+COMPARED_BY = ("tasks", "rank_by", "rank_on_test", "headline", "watch")
+"""Fields of the evals that tasks.identity stands for, or that are read after the last stage."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,7 +170,7 @@ def _scores(
         inputs={
             # Base scores are shared by every cell whose base, template and evals agree.
             "model": model if merged is None else merged.key,
-            "evals": identity(config.evals, without=("tasks", "rank_by", "headline", "watch")),
+            "evals": identity(config.evals, without=COMPARED_BY),
             "tasks": tasks.identity(config.evals),
             "engine": evaluate.engine(),
             "compute": {"device": compute.device, "dtype": compute.dtype},

@@ -106,7 +106,7 @@ def _task_tokens(
 ) -> float:
     picked = [rows[number] for number in tasks.picked(name, len(rows), evals)]
     made = list(prompts.requests(task, picked))
-    if task.config.get("output_type") == "loglikelihood_rolling":
+    if task.output_type == "loglikelihood_rolling":
         return sum(count(one.continuation) for document in made for one in document)
     description = task.config.get("description") or ""
     around = PROMPT_TOKENS + TURN_TOKENS + _turn(description, count)

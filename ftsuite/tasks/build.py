@@ -45,7 +45,7 @@ def build(task: TaskFile, splits: Any) -> Any:
         if splits is not None:
             config = {key: value for key, value in config.items() if key not in DATA_KEYS}
             config["custom_dataset"] = lambda **_: splits
-        if task.config.get("output_type") == "loglikelihood_rolling":
+        if task.output_type == "loglikelihood_rolling":
             # Such a task has no prompt that could hold examples.
             config["num_fewshot"] = 0
         if "class" in config:

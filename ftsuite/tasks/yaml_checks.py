@@ -149,7 +149,7 @@ def _metric(task: TaskFile, entry: dict[str, Any]) -> None:
         raise DataError(f"{where} {name}: say how it is aggregated, such as aggregation: mean")
     if isinstance(name, FunctionRef) or task.config.get("process_results") is not None:
         return
-    kind = task.config.get("output_type", "generate_until")
+    kind = task.output_type
     computed = COMPUTED.get(kind, GENERATION_METRICS)
     if entry.get("hf_evaluate") is not True and name not in computed:
         problem = f"lm-eval computes none for {kind}" if is_known else "lm-eval has no such metric"

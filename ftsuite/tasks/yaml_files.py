@@ -55,6 +55,11 @@ class TaskFile:
     """From evals/, not from lm-eval."""
 
     @property
+    def output_type(self) -> Any:
+        """What is asked of the model; lm-eval's default where the YAML does not say."""
+        return self.config.get("output_type", "generate_until")
+
+    @property
     def where(self) -> str:
         """The YAML, as messages name it."""
         return shown(self.path)

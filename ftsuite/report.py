@@ -13,7 +13,7 @@ from ftsuite.jsonfile import write_text
 from ftsuite.reporting import findings, plots, probes, stories, tables
 from ftsuite.reporting import formats as fmt
 from ftsuite.reporting.environment import environment
-from ftsuite.reporting.notices import notices
+from ftsuite.reporting.notices import notices, selected_on_test
 from ftsuite.reporting.study import build, load_study
 
 if TYPE_CHECKING:
@@ -83,7 +83,8 @@ def _opening(study: Study) -> str:
         if record.model
     )
     base = f" Base model: {fmt.enumerate_words(list(models))}." if models else ""
-    return f"# {fmt.escape(study.manifest.study)}\n\n{finished}.{base}"
+    first = "\n\n".join([*selected_on_test(study), f"{finished}.{base}"])
+    return f"# {fmt.escape(study.manifest.study)}\n\n{first}"
 
 
 def _note(note: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ftsuite.compare import find_metric
 from ftsuite.reporting import formats as fmt
 
 if TYPE_CHECKING:
@@ -28,6 +29,27 @@ def notices(study: Study) -> list[str]:
         *_gaps(study),
         *_provenance(study),
     ]
+
+
+def selected_on_test(study: Study) -> list[str]:
+    """The report's first line, where the cell was chosen by documents that report it too."""
+    for cell in study.cells:
+        ranking = find_metric(cell.tuned, study.rank_by)
+        headline = find_metric(cell.tuned, study.headline)
+        if ranking is None:
+            continue
+        name = fmt.code(ranking.name)
+        if ranking.split == "test":
+            return [
+                f"**The cells were ranked on a test split ({name}).** The chosen cell's score "
+                "on it is too good, for it was chosen by it; other data must confirm it."
+            ]
+        if headline is not None and headline.docs_sha256 == ranking.docs_sha256:
+            return [
+                f"**The cells were ranked on the documents of the headline ({name}).** The chosen "
+                "cell's score on them is too good; other data must confirm it."
+            ]
+    return []
 
 
 def _distinct(notes: Iterable[str]) -> list[str]:

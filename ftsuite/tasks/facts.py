@@ -71,22 +71,33 @@ def task_facts(task: TaskFile) -> TaskFacts:
         DataError: the YAML does not say what is scored, or with what.
     """
     config = task.config
-    output_type = task.output_type
-    if "class" not in config and output_type not in DEFAULT_METRICS:
-        raise DataError(
-            f"{task.where}: output_type: {output_type!r} is not one of {', '.join(DEFAULT_METRICS)}"
-        )
     description = config.get("description")
     return TaskFacts(
         name=task.name,
         split=scored_split(task) if "class" not in config else "",
         role=_role(task),
-        output_type=output_type,
+        output_type=known_output_type(task),
         metrics=_metrics(task),
         filters=tuple(filter_names(task)),
         is_open=_is_open(config),
         description=description if isinstance(description, str) else "",
     )
+
+
+def known_output_type(task: TaskFile) -> str:
+    """The output type, which decides what is asked of the model and what is computed.
+
+    Raises:
+        DataError: lm-eval has no such type.
+    """
+    kind = task.output_type
+    if "class" in task.config:
+        return ""
+    if kind not in DEFAULT_METRICS:
+        raise DataError(
+            f"{task.where}: output_type: {kind!r} is not one of {', '.join(DEFAULT_METRICS)}"
+        )
+    return str(kind)
 
 
 def scored_split(task: TaskFile) -> str:

@@ -211,7 +211,7 @@ def _members(
     inherited = {key: value for key, value in config.items() if key not in GROUP_KEYS} | overrides
     inherited.pop("task", None)
     found: list[TaskFile] = []
-    listed = config.get("task", [])
+    listed = config.get("task") or []
     for item in listed if isinstance(listed, list) else [listed]:
         own = {"task": item} if isinstance(item, str) else item
         name = own.get("group", own.get("task")) if isinstance(own, dict) else None
@@ -223,9 +223,10 @@ def _members(
         if _is_known(name):
             found += _expand(name, inherited | given, above)
         elif "group" in own:
-            found += _members(own, path, files, inherited, above)
+            # lm-eval's name for a group that is defined inside a group.
+            inner = (*above, f"{above[-1]}::{name}")
+            found += _members(own, path, files, inherited, inner)
         elif given:
-            # lm-eval's name for a task that is defined inside a group.
             inline = {**inherited, **given, "task": f"{above[-1]}::{name}"}
             found.append(_leaf(path, inline, files, {}))
         else:

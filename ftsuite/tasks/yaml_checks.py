@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ftsuite.errors import DataError
 from ftsuite.tasks import documents
-from ftsuite.tasks.facts import filter_names, shortened
+from ftsuite.tasks.facts import filter_names, known_output_type, shortened
 from ftsuite.tasks.prompts import RENDERED, compiled
 from ftsuite.tasks.schema import (
     AGGREGATIONS,
@@ -81,6 +81,7 @@ def _keys(task: TaskFile) -> None:
                 f"{task.where}: {key}: {value!r} is a {type(value).__name__}; write a "
                 f"{kinds[0].__name__}"
             )
+    known_output_type(task)
     if "/" in task.name:
         raise DataError(f"{task.where}: task: {task.name!r}: a name holds no '/'; rename it")
 

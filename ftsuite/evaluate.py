@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import random
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +42,8 @@ def evaluate(
 
     loaded = tasks.load(config.evals, root)
     metric_checks.check(loaded)
+    picked = {t.task.config.task: _subset(t, config.evals) for t in loaded}
+    tasks.check_documents(loaded, picked)
     tokenizer = models.load_tokenizer(folder, config.model)
     template = templates.install(tokenizer, config.template)
     model = models.load_model(
@@ -51,7 +52,6 @@ def evaluate(
     ends = turns.end_tokens(model, tokenizer)
     generation, ignored = models.plain_generation(model, ends, tokenizer.pad_token_id)
     harness = build_harness(model, tokenizer, config.evals.batch_size, cell, what)
-    picked = {t.task.config.task: _subset(t, config.evals) for t in loaded}
     bos = proof.prove({t.task.config.task: t.task for t in loaded}, harness, picked)
     results = _simple_evaluate(
         model=harness,
@@ -109,27 +109,22 @@ def engine() -> str:
 
 
 def _subset(loaded: tasks.LoadedTask, config: EvalsConfig) -> list[int]:
-    """Sorted document numbers to score: all, or a seeded subset.
-
-    lm-eval pairs the n-th document of the subset with the n-th number, so they must be sorted.
-    """
+    """Numbers of the documents to score."""
     total = len(loaded.task.eval_docs)
     if total == 0:
         raise DataError(f"evals.tasks: {loaded.name} has no documents; check its data file")
-    limit = config.limits.get(loaded.name, config.limit)
-    if limit is None or limit >= total:
-        return list(range(total))
-    return sorted(random.Random(config.subset_seed).sample(range(total), limit))
+    return tasks.picked(loaded.name, total, config)
 
 
 def _grouped(loaded: list[tasks.LoadedTask], results: dict[str, Any]) -> tuple[MetricScores, ...]:
     groups: dict[str, list[Any]] = {}
+    roles = tasks.roles(loaded)
     for item in loaded:
         groups.setdefault(item.name, []).append(item.task)
     return tuple(
         metric
         for name, members in groups.items()
-        for metric in metrics.collect(name, members, results)
+        for metric in metrics.collect(name, members, results, split=roles[name])
     )
 
 

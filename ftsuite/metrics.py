@@ -32,13 +32,16 @@ SUMMED = ("mean", "brier_score")
 """Aggregations that are the mean of one number a document."""
 
 
-def collect(name: str, members: Sequence[Any], results: dict[str, Any]) -> list[MetricScores]:
+def collect(
+    name: str, members: Sequence[Any], results: dict[str, Any], *, split: str
+) -> list[MetricScores]:
     """The metrics of one task, or of a group whose documents are taken together.
 
     Args:
         name: the task's or group's name in the configuration.
         members: lm-eval's task objects.
         results: what `simple_evaluate` returned.
+        split: what the documents are for, 'validation' or 'test'.
 
     Raises:
         StageError: a value is not a number or differs from lm-eval's own, or a metric is missing.
@@ -60,7 +63,7 @@ def collect(name: str, members: Sequence[Any], results: dict[str, Any]) -> list[
                 for member, log in logs.items()
             }
             suffix = "" if len(filters) == 1 else f"@{filter_name}"
-            one = _metric(name, metric, suffix, members, rows)
+            one = _metric(name, metric, suffix, members, rows, split)
             _require_lm_evals_value(one, f"{metric},{filter_name}", rows, results["results"])
             found.append(one)
     return found
@@ -83,6 +86,7 @@ def _metric(
     suffix: str,
     members: Sequence[Any],
     rows: dict[str, list[Any]],
+    split: str,
 ) -> MetricScores:
     items = [[row[metric] for row in mine] for mine in rows.values()]
     function = members[0].aggregation()[metric]
@@ -91,6 +95,7 @@ def _metric(
         task=name,
         metric=metric + suffix,
         higher_is_better=bool(members[0].higher_is_better()[metric]),
+        split=split,
         **_values(metric, function, items),
         doc_ids=tuple(row["doc_id"] for row in every),
         members={m: len(mine) for m, mine in rows.items()} if len(rows) > 1 else {},

@@ -28,6 +28,8 @@ DATA_VERSION = 2
 ORIGIN = ("name", "id", "revision", "source", "embedded", "dtype")
 """Fields of the model that the resolved identity and dtype stand for."""
 MERGE_FIELDS = ("shard_bytes", "fidelity_items", "fidelity_tolerance")
+COMPARED_BY = ("tasks", "rank_by", "rank_on_test", "headline", "watch")
+"""Fields of the evals that tasks.identity stands for, or that are read after the last stage."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,7 +179,7 @@ def _scores(
         inputs={
             # Base scores are shared by every cell whose base, template and evals agree.
             "model": model if merged is None else merged.key,
-            "evals": identity(config.evals, without=("tasks", "rank_by", "headline", "watch")),
+            "evals": identity(config.evals, without=COMPARED_BY),
             "tasks": tasks.identity(config.evals),
             "engine": evaluate.engine(),
             "compute": dataclasses.asdict(compute),

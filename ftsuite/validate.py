@@ -195,23 +195,52 @@ def _evals(evals: EvalsConfig) -> None:
     if evals.num_fewshot is not None:
         _at_least("evals.num_fewshot", evals.num_fewshot, 0)
     _distinct("evals.tasks", evals.tasks)
-    tasks.check_names(evals)
+    tasks.check(evals)
     for field in ("rank_by", "headline"):
         if name := getattr(evals, field):
             _check_metric(f"evals.{field}", name, evals)
     for name in evals.watch:
         _check_metric("evals.watch", name, evals)
+    if evals.rank_by and not evals.rank_on_test:
+        _check_ranking(evals)
 
 
 def _check_metric(field: str, name: str, evals: EvalsConfig) -> None:
     task, _, metric = name.partition("/")
     if not metric or task not in evals.tasks:
+        there = f"one of evals.tasks: {', '.join(evals.tasks)}" if evals.tasks else "a task"
+        none = "" if evals.tasks else "; evals.tasks is empty"
+        raise ConfigError(field, name, f"write task/metric with {there}{none}")
+    known = tasks.facts_of(task, evals)
+    if metric not in known.names and not known.is_open:
         raise ConfigError(
-            field, name, f"write task/metric with one of evals.tasks: {', '.join(evals.tasks)}"
+            field, name, f"{task} has no such metric; it has: {', '.join(known.names)}"
         )
-    known = tasks.metrics(task)
-    if known and metric.partition("@")[0] not in known:
-        raise ConfigError(field, name, f"{task} has no such metric; it has: {', '.join(known)}")
+
+
+def _check_ranking(evals: EvalsConfig) -> None:
+    """Refuse to choose a cell by the documents that report how good it is."""
+    ranking, headline = (name.partition("/")[0] for name in (evals.rank_by, evals.headline))
+    allow = "or set evals.rank_on_test=true, and the report says so"
+    if tasks.facts_of(ranking, evals).role == "test":
+        known = [name for name in evals.tasks if tasks.facts_of(name, evals).role == "validation"]
+        which = f" ({', '.join(known)})" if known else ""
+        raise ConfigError(
+            "evals.rank_by",
+            evals.rank_by,
+            f"{ranking} scores a test split, and a cell that is chosen on it looks better than it "
+            f"is; rank by a task on a validation split{which}, {allow}",
+        )
+    same = headline and tasks.scored_documents(ranking, evals) & tasks.scored_documents(
+        headline, evals
+    )
+    if same:
+        raise ConfigError(
+            "evals.headline",
+            evals.headline,
+            f"it shares documents with evals.rank_by ({ranking}), so the chosen cell looks better "
+            f"than it is; report a task on other documents, {allow}",
+        )
 
 
 def _probes(probes: ProbesConfig) -> None:

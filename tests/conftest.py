@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import pytest
 from tiny import save_tiny_model, write_jsonl
 
-from ftsuite import jsonfile, study
+from ftsuite import jsonfile, resources, study
 from ftsuite.__main__ import main
 from ftsuite.choices import Device, Shape
 from ftsuite.config import (
@@ -34,6 +35,7 @@ from ftsuite.config import (
     TrainConfig,
 )
 from ftsuite.devices import Compute
+from ftsuite.tasks import index, yaml_files
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -82,6 +84,16 @@ def tiny_rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for i in range(48)
     ]
     return write_jsonl(tmp_path_factory.mktemp("rows") / "rows.jsonl", rows)
+
+
+@pytest.fixture
+def own_evals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of evals/ that a test may change."""
+    folder = tmp_path / "evals"
+    shutil.copytree(resources.evals_dir(), folder)
+    for module in (index, yaml_files):
+        monkeypatch.setattr(module, "evals_dir", lambda: folder)
+    return folder
 
 
 @pytest.fixture

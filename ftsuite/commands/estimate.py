@@ -6,22 +6,18 @@ Every number here is an estimate and is called one where it is shown.
 from __future__ import annotations
 
 import functools
-import json
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
-from ftsuite import probefiles, readers, tasks
+from ftsuite import probefiles, readers
 from ftsuite.choices import Packing
 from ftsuite.config import to_plain
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from pathlib import Path
 
-    from ftsuite.config import EvalsConfig, ProbesConfig, RunConfig, TrainConfig
+    from ftsuite.config import ProbesConfig, RunConfig, TrainConfig
     from ftsuite.records import DataSummary, RunRecord
 
 PUBLISHED_TRAIN, PUBLISHED_SCORE = 145.0, 400.0
@@ -161,48 +157,6 @@ def _characters(value: Any) -> int:
     if isinstance(value, list):
         return sum(_characters(item) for item in value)
     return len(value) if isinstance(value, str) else 0
-
-
-def documents(task: str, evals: EvalsConfig) -> int | None:
-    """How many documents of a task will be scored; None where only lm-eval knows."""
-    limit = evals.limits.get(task, evals.limit)
-    if task not in tasks.own_tasks():
-        return limit
-    there = len(_own_documents(tasks.own_tasks()[task])[0])
-    return there if limit is None else min(limit, there)
-
-
-def score_tokens(evals: EvalsConfig, runs: Iterable[RunRecord]) -> int | None:
-    """Tokens of one model's scoring: as an earlier run counted, else from the documents.
-
-    None where a task's documents are not on this machine.
-    """
-    settings = {"tasks": evals.tasks, "limit": evals.limit, "limits": evals.limits}
-    for run in runs:
-        said = run.config.get("evals", {})
-        if run.base and all(said.get(name) == value for name, value in settings.items()):
-            return run.base.tokens
-    total = 0.0
-    for task in evals.tasks:
-        if task not in tasks.own_tasks():
-            return None
-        lengths, around = _own_documents(tasks.own_tasks()[task])
-        mean = sum(lengths) / max(1, len(lengths))
-        total += (documents(task, evals) or 0) * ((mean + around) / CHARACTERS_A_TOKEN + 20)
-    return round(total)
-
-
-@functools.cache
-def _own_documents(path: Path) -> tuple[list[int], int]:
-    """Characters of each document of one of our tasks, and of what stands around each."""
-    # Only names are read here; lm-eval's own loader would import what they name.
-    plain = yaml.safe_load(path.read_text(encoding="utf-8").replace("!function", ""))
-    split = plain.get("test_split") or plain.get("validation_split") or plain.get("train_split")
-    file = path.parent / plain["dataset_kwargs"]["data_files"][split]
-    # Not splitlines(), which also cuts at the line separators that JSON strings may hold.
-    lines = file.read_text(encoding="utf-8").split("\n")
-    rows = [json.loads(line) for line in lines if line.strip()]
-    return [_characters(row) for row in rows], len(plain.get("description") or "")
 
 
 def probe_tokens(probes: ProbesConfig) -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ftsuite import devices, study, sweeper
-from ftsuite.commands import estimate, power
+from ftsuite.commands import estimate, power, score_estimate
 from ftsuite.commands.cached import cached_base
 from ftsuite.commands.display import one_line, table, write, write_json
 from ftsuite.config import to_plain
@@ -99,7 +99,10 @@ def _cell(
         "data": speeds.seconds.get("data", estimate.DATA_SECONDS),
         "merge": speeds.seconds.get("merge", estimate.MERGE_SECONDS),
         "train": None if tokens is None else tokens / speeds.train,
-        "eval": _over(estimate.score_tokens(config.evals, runs), speeds.score),
+        "eval": _over(
+            score_estimate.score_tokens(config, runs, base.folder if base else None, root),
+            speeds.score,
+        ),
         "probe": speeds.seconds.get("probe")
         or _over(estimate.probe_tokens(config.probes), speeds.score),
     }

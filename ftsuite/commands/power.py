@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ftsuite import tasks
-from ftsuite.commands import estimate
+from ftsuite.commands import score_estimate
 from ftsuite.reporting import evidence
 from ftsuite.reporting import formats as fmt
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ftsuite.config import EvalsConfig, RunConfig
+    from ftsuite.config import RunConfig
 
 DISCORDANCE = 0.3
 """Share of items that exactly one of the two models gets right, assumed."""
@@ -37,7 +38,7 @@ def detectable(configs: Sequence[RunConfig]) -> list[dict[str, Any]]:
         if not name or metric not in SHARES:
             continue
         ranks = name == evals.rank_by
-        items = estimate.documents(task, evals)
+        items = score_estimate.documents(task, evals, Path(configs[0].store.root))
         comparisons = len(configs) - 1 if ranks else len(family)
         mine = [floor for (_, one), floor in floors.items() if one == name]
         smallest = min(mine, default=None)
@@ -100,16 +101,18 @@ def _family(configs: Sequence[RunConfig]) -> dict[tuple[int, str], int | None]:
     return {
         (place, name): items
         for place, config in enumerate(configs)
-        for name, items in _metrics(config.evals).items()
+        for name, items in _metrics(config).items()
         if name != config.evals.rank_by
     }
 
 
-def _metrics(evals: EvalsConfig) -> dict[str, int | None]:
+def _metrics(config: RunConfig) -> dict[str, int | None]:
+    evals, root = config.evals, Path(config.store.root)
     named = [name for name in (evals.headline, *evals.watch) if name]
     found: dict[str, int | None] = {}
     for task in evals.tasks:
         known = [name for name in named if name.startswith(f"{task}/")]
-        names = [f"{task}/{metric}" for metric in tasks.metrics(task)] or known or [f"{task}/"]
-        found |= dict.fromkeys(names, estimate.documents(task, evals))
+        facts = tasks.facts_of(task, evals)
+        names = [f"{task}/{metric.name}" for metric in facts.metrics] or known or [f"{task}/"]
+        found |= dict.fromkeys(names, score_estimate.documents(task, evals, root))
     return found

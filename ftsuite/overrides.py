@@ -75,6 +75,7 @@ def _parse_one(line: str, parser: OverridesParser) -> Override:
         raise ConfigError(key, value, "nested too deeply; write it flatter") from error
     except (HydraException, ValueError, ArithmeticError) as error:
         reason = str(error.__cause__ or error).partition("\n")[0].partition(" expecting")[0]
+        reason = reason.partition(";")[0]
         reason = f" ({reason})" if reason and "Exception" not in reason else ""
         reason = "" if reason.startswith(" (Error parsing") else reason
         remedy = f"not a value{reason}; put special signs in quotes: '{key}=\"…\"'"

@@ -97,7 +97,11 @@ def _texts(field: str, value: object) -> None:
     """Refuse text that no file can hold."""
     if dataclasses.is_dataclass(value):
         for inner in dataclasses.fields(value):
-            _texts(f"{field}.{inner.name}", getattr(value, inner.name))
+            name, part = f"{field}.{inner.name}", getattr(value, inner.name)
+            # OmegaConf checks the type of a list's items, but lets lists and mappings pass.
+            if isinstance(part, list) and not all(isinstance(item, str) for item in part):
+                raise ConfigError(name, part, "must be a list of words, such as [a,b]")
+            _texts(name, part)
     elif isinstance(value, list):
         for item in value:
             _texts(field, item)

@@ -389,7 +389,7 @@ class Silent:
 @pytest.mark.parametrize(
     ("stage", "file", "place", "what"),
     [
-        ("data", "train.parquet", None, "train.parquet is missing or not"),
+        ("data", "train.arrow", None, "train.arrow is missing or not"),
         ("data", "result.json", 40, "result.json "),
         ("train", "inputs.json", None, "inputs.json "),
         ("train", "adapter/adapter_model.safetensors", -1, "does not have the sha256"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import hashlib
 import json
@@ -103,6 +104,15 @@ def dumps(plain: Any) -> str:
     return re.sub(r'"\\u0000\d+\\u0000"', lambda m: arrays.get(m[0], m[0]), text) + "\n"
 
 
+def unwritable(what: str, error: OSError, settings: str) -> StoreError:
+    """The error for `what`, which cannot be written; `settings` name another folder for it."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        reason = "no space left on the disk; free some"
+    else:
+        reason = f"cannot be written ({error.strerror or error}); mend that"
+    return StoreError(f"{what}: {reason}, or set {settings}")
+
+
 def write_text(path: Path, text: str) -> None:
     """Write `text` to `path` so that a reader sees the old file or the whole new one.
 
@@ -112,11 +122,8 @@ def write_text(path: Path, text: str) -> None:
     try:
         _write_text(path, text)
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise StoreError(
-            f"{path}: cannot be written ({reason}); mend that, or name another folder "
-            "(store.root or FTSUITE_STORE, store.reports, --out)"
-        ) from error
+        settings = "store.root or FTSUITE_STORE, store.reports or --out"
+        raise unwritable(str(path), error, settings) from error
 
 
 def _write_text(path: Path, text: str) -> None:

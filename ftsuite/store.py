@@ -197,10 +197,7 @@ def require_writable(folder: Path, setting: str) -> None:
 
 def _unwritable(folder: Path, setting: str, error: OSError) -> StoreError:
     also = " or FTSUITE_STORE" if setting == "store.root" else ""
-    return StoreError(
-        f"{setting}: {folder} cannot be written ({error.strerror or error}); mend that, or name "
-        f"another folder with {setting}{also}"
-    )
+    return jsonfile.unwritable(f"{setting}: {folder}", error, f"{setting}{also}")
 
 
 @contextmanager

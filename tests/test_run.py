@@ -252,7 +252,7 @@ def test_full_disk_is_one_line_even_for_the_record(
     assert command.here(cells) == 1
     error = capsys.readouterr().err.strip().splitlines()
     assert len(error) == 1 and error[0].startswith("ftsuite: error: ")
-    assert "cannot be written (No space left on device)" in error[0]
+    assert "no space left on the disk; free some" in error[0]
     assert "FTSUITE_STORE" in error[0]
     monkeypatch.undo()
     assert [run.status for run in command.runs().values()] == ["complete"] * (cells == "lora.r=2")
@@ -261,8 +261,8 @@ def test_full_disk_is_one_line_even_for_the_record(
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("store.reports={file}/reports", "store.reports: {file}/reports cannot be written"),
-        ("store.root={file}", "store.root: {file} cannot be written (File exists)"),
+        ("store.reports={file}/reports", "store.reports: {file}/reports: cannot be written"),
+        ("store.root={file}", "store.root: {file}: cannot be written (File exists)"),
         ("tracking=wandb tracking.mode=online", "W&B: tracking.mode=online needs a key"),
     ],
 )

@@ -37,7 +37,7 @@ from ftsuite.reporting.svg import spread
 from ftsuite.reporting.sweep import log_base, numeric_axis, short_labels, wants_log
 
 if TYPE_CHECKING:
-    from ftsuite.records import RunRecord
+    from ftsuite.records import RunRecord, Scores
 
 HOSTILE = (
     "first | second\n</table><script>alert(1)</script> `code` ``two``\n\n# head\n"
@@ -205,6 +205,27 @@ def test_if_no_cell_qualifies_the_base_is_kept(tmp_path: Path) -> None:
     assert "**Keep the base model.** No cell qualifies: lora.r=4 is worse than base" in text
     assert "← pick" not in text
     assert "**worse**" in section(text, f"`{HEADLINE}`")
+
+
+def test_ranking_on_test_is_said_in_the_first_line(tmp_path: Path) -> None:
+    cell = make_record()
+    assert "were ranked on" not in text_of(tmp_path / "validation", cell)
+
+    def on_test(scores: Scores) -> Scores:
+        ranked = [
+            dataclasses.replace(metric, split="test") if metric.name == RANK_BY else metric
+            for metric in scores.metrics
+        ]
+        return dataclasses.replace(scores, metrics=tuple(ranked))
+
+    assert cell.base and cell.tuned
+    cell = dataclasses.replace(cell, base=on_test(cell.base), tuned=on_test(cell.tuned))
+    first = text_of(tmp_path / "test", cell).splitlines()[2]
+    assert first.startswith(f"**The cells were ranked on a test split (`{RANK_BY}`).**")
+    # The headline's own documents, whatever they are called.
+    config = make_config(rank_by=HEADLINE)
+    first = text_of(tmp_path / "same", make_record(config=config)).splitlines()[2]
+    assert first.startswith("**The cells were ranked on the documents of the headline")
 
 
 def test_without_a_validation_metric_nothing_is_ranked(tmp_path: Path) -> None:

@@ -441,7 +441,7 @@ def test_lm_eval_prints_nothing_between_our_lines(
             "data.columns.completion=label",
             "train.max_steps=1",
             "backend.device=cpu",
-            "~evals.limits",
+            "evals=intent_full",
             "evals.limit=2",
             "gates=none",
             "probes=none",
@@ -452,7 +452,7 @@ def test_lm_eval_prints_nothing_between_our_lines(
         capture_output=True,
         text=True,
         check=False,
-        cwd=tmp_path,
+        cwd=REPOSITORY,
         env=os.environ | {"PYTHONPATH": str(REPOSITORY), "HF_HUB_OFFLINE": "1"},
     )
     assert done.returncode == 0, done.stderr[-2000:]

@@ -12,14 +12,15 @@ import yaml
 from conftest import CPU, PATIENCE, environment
 from tiny import save_tiny_model, tiny_tokenizer, write_jsonl
 
-from ftsuite import evaluate, tasks
-from ftsuite.compare import corpus_value, find_metric
+from ftsuite import evaluate, jsonfile, tasks
+from ftsuite.compare import compare_scores, corpus_value, find_metric, value_interval
 from ftsuite.config import EvalsConfig, ModelConfig, RunConfig
+from ftsuite.records import Scores
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from ftsuite.records import MetricScores, Scores
+    from ftsuite.records import MetricScores
 
 # The standard errors of f1 and mcc alone take the command line minutes; they are not compared.
 COMMAND_LINE = """
@@ -308,3 +309,24 @@ def test_value_is_that_of_lm_evals_command_line(
     assert mine.higher_is_better is (name not in LOWER)
     # A model that gets all or nothing right would agree with anything.
     assert value not in (0, 1) or (task, metric) == ("m_last_word", "acc")
+
+
+def test_records_hold_all_that_a_comparison_needs(ours: Scores) -> None:
+    reread = jsonfile.from_json(
+        Scores, json.loads(jsonfile.dumps(jsonfile.to_json(ours))), where=""
+    )
+    assert reread == ours
+    for found in compare_scores(ours, reread):
+        assert not found.refused, found
+        assert (found.difference, found.low, found.high, found.p_value) == (0, 0, 0, 1)
+    for metric in ours.metrics:
+        value, low, high = value_interval(metric)
+        assert low <= value == pytest.approx(corpus_value(metric)) <= high
+
+
+def test_members_are_kept_with_the_documents(ours: Scores) -> None:
+    assert one(ours, "m_parts", "f1").members == {"m_part_one": 23, "m_part_two": 9}
+    assert one(ours, "m_parts", "acc").doc_ids == (*range(23), *range(9))
+    assert one(ours, "m_choice", "acc").members == {}
+    assert one(ours, "m_choice", "acc").chance == pytest.approx(0.25)
+    assert one(ours, "m_choice", "mcc").chance is None

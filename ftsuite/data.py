@@ -112,14 +112,14 @@ def build(
     """
     dropped = Counter[str]()
     whole, shape = conversations.read(data, dropped, scratch, cell)
+    notes = overlap_notes(whole, data)
     complete = cut(whole, data)
-    notes = overlap_notes(complete, data) if len(whole) > 1 else []
     # After the cut: a system message must not move rows from one split to another.
     subsets = {
         name: rows.with_system(data.system) for name, rows in take_subsets(complete, data).items()
     }
     rows_of = functools.partial(_tokenise_conversation, loss=loss)
-    processes = processes or len(os.sched_getaffinity(0))
+    processes = processes or _cores()
     sources = dict(conversations.sources(data))
     total, splits = sum(map(len, subsets.values())), list[Split]()
     shown = progress.stage(cell, "tokenise", total, "rows") if cell else nullcontext(_unseen)
@@ -152,6 +152,13 @@ def build(
         subset_note=subset_note(splits, data),
         notes=(*notes, *_truncation_notes(splits)),
     )
+
+
+def _cores() -> int:
+    """Cores that this process may use; macOS tells only how many there are."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _counted(rows: Iterable[Tokens], advance: Callable[[int], None]) -> Iterator[Tokens]:

@@ -71,23 +71,27 @@ class Pool:
         """
         self._seed = seed
         self.spool = Spool(folder)
-        self.digests = bytearray()
+        self._digests = bytearray()
 
     def append(self, messages: Conversation) -> None:
         """Add a conversation."""
         text = f"{self._seed} {json.dumps(messages, sort_keys=True)}"
-        self.digests += hashlib.sha256(text.encode()).digest()
+        self._digests += hashlib.sha256(text.encode()).digest()
         self.spool.append(json.dumps(messages).encode())
 
     def __len__(self) -> int:
         return len(self.spool)
+
+    def digest(self, number: int) -> bytes:
+        """Hash of a conversation's content and the seed."""
+        return bytes(self._digests[DIGEST_BYTES * number : DIGEST_BYTES * (number + 1)])
 
     def ordered(self) -> Conversations:
         """Return all conversations in an order that depends on their content and the seed."""
         import numpy as np
 
         # A digest as four numbers: bytes compare as numpy's text would lose zeros at the end.
-        parts = np.frombuffer(self.digests, ">u8").reshape(-1, DIGEST_BYTES // 8)
+        parts = np.frombuffer(self._digests, ">u8").reshape(-1, DIGEST_BYTES // 8)
         return Conversations(self, np.lexsort(parts.T[::-1]))
 
 
@@ -110,8 +114,7 @@ class Conversations(Rows["Conversation"]):
 
     def digest(self, number: int) -> bytes:
         """Hash of the content and the seed, without the system message that was put in front."""
-        start = DIGEST_BYTES * int(self._numbers[number])
-        return bytes(self._pool.digests[start : start + DIGEST_BYTES])
+        return self._pool.digest(int(self._numbers[number]))
 
     def __len__(self) -> int:
         return len(self._numbers)
@@ -172,29 +175,29 @@ def _end_of_equals(rows: Conversations, size: int) -> int:
     return size
 
 
-def overlap_notes(splits: dict[SplitName, Conversations], data: DataConfig) -> list[str]:
-    """Say how many conversations two splits share, word for word.
+def overlap_notes(whole: dict[SplitName, Pool], data: DataConfig) -> list[str]:
+    """Say how many conversations two sources share, word for word.
+
+    Splits that are cut from one source share none (`cut`).
 
     Raises:
-        DataError: all conversations of one split are in another.
+        DataError: all conversations of one source are in another.
     """
     notes = []
-    for one, other in itertools.combinations(splits, 2):
-        rows = splits[other]
+    for one, other in itertools.combinations(whole, 2):
+        rows = whole[other]
         wanted = {rows.digest(number) for number in range(len(rows))}
-        there = (splits[one].digest(number) for number in range(len(splits[one])))
-        found = wanted.intersection(there)
+        found = wanted.intersection(map(whole[one].digest, range(len(whole[one]))))
         shared = sum(rows.digest(number) in found for number in range(len(rows)))
         if shared == len(rows):
             raise DataError(
-                f"data.{other} = {getattr(data, other)!r}: all its {shared:,} rows are in the "
-                f"{one} split as well, so it would measure what was learned by heart; give "
-                "other rows, or null to cut the split from data.train"
+                f"data.{other} = {getattr(data, other)!r}: all its {shared:,} rows are in "
+                f"data.{one} as well, so it would measure what was learned by heart; give other "
+                "rows, or null to cut the split from data.train"
             )
         if shared:
             notes.append(
-                f"{shared:,} of {len(rows):,} {other} rows are in the {one} split as well, "
-                "word for word"
+                f"{shared:,} of {len(rows):,} {other} rows are in data.{one} as well, word for word"
             )
     return notes
 

@@ -383,23 +383,27 @@ def test_a_split_that_is_in_the_training_rows(tmp_path, name, copied):
     other = write_jsonl(tmp_path / "other.jsonl", questions(9)) if copied else train
     count = 9 if copied else 20
     with pytest.raises(
-        DataError, match=rf"data\.{name} = .*: all its {count} rows are in the train"
+        DataError, match=rf"data\.{name} = .*: all its {count} rows are in data.train"
     ):
         prepare(tmp_path, train=str(train), **{"validation_fraction": 0, name: str(other)})
 
 
+def test_the_training_file_as_validation_although_a_test_split_is_cut_from_it(tmp_path):
+    train = str(write_jsonl(tmp_path / "train.jsonl", questions(20)))
+    with pytest.raises(DataError, match=r"data\.validation = .*: all its 20 rows"):
+        prepare(tmp_path, train=train, validation=train, test_fraction=0.2)
+
+
 def test_a_test_split_that_is_the_validation_split(tmp_path):
     other = write_jsonl(tmp_path / "other.jsonl", questions(9, start=100))
-    with pytest.raises(DataError, match=r"data\.test = .*: all its 9 rows are in the validation"):
+    with pytest.raises(DataError, match=r"data\.test = .*: all its 9 rows are in data.val"):
         prepare(tmp_path, questions(20), validation=str(other), test=str(other))
 
 
 def test_rows_that_two_splits_share_are_counted(tmp_path):
     other = write_jsonl(tmp_path / "other.jsonl", [*questions(3), *questions(7, start=100)])
     summary = prepare(tmp_path, questions(20), validation=str(other))
-    assert summary.notes == (
-        "3 of 10 validation rows are in the train split as well, word for word",
-    )
+    assert summary.notes == ("3 of 10 validation rows are in data.train as well, word for word",)
     clean = write_jsonl(tmp_path / "other.jsonl", questions(7, start=100))
     assert prepare(tmp_path, questions(20), validation=str(clean)).notes == ()
 

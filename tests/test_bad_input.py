@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 ROWS = [conversation(f"question {i}", f"answer {i}") for i in range(12)]
 STAGES = ("data", "eval", "probe", "train", "merge")
+BARE = ("evals.limits={}", "evals.rank_by=", "evals.headline=", "evals.watch=[]", "gates=none")
 NO_SYSTEM = "{% for m in messages if m.role != 'system' %}{{ m.content }}{% endfor %}"
 
 
@@ -207,6 +208,46 @@ def test_a_study_name_with_path_separators(suite: Suite, name: str) -> None:
     assert sorted(path.name for path in suite.folder.iterdir()) == ["rows.jsonl"]
 
 
+def test_a_probe_whose_pattern_never_ends(suite: Suite) -> None:
+    probe = {"name": "p", "system": "s", "prompts": ["a"]}
+    probe["checks"] = [{"kind": "regex", "pattern": "(a|aa)+$"}]
+    # JSON is YAML.
+    (suite.folder / "slow.yaml").write_text(json.dumps(probe))
+    line = suite.refused("probes=default", "probes.files=[slow.yaml]")
+    assert line.startswith("probe p: the pattern '(a|aa)+$' takes more than 1 s on an answer of ")
+    assert line.endswith("write it without repeats inside repeats")
+
+
+def test_columns_that_the_shape_does_not_read(suite: Suite) -> None:
+    """The default's columns under a shape of one's own: take data=file."""
+    line = suite.refused(
+        "data=intent", f"data.train={suite.folder}/rows.jsonl", "data.shape=messages"
+    )
+    assert line.startswith("data.columns.prompt = 'text': data.shape=messages does not read it")
+    line = suite.refused("data.shape=prompt_completion", "data.columns.prompt=completion")
+    assert line == "data.columns = 'completion': one column for two things; name two"
+
+
+@pytest.mark.parametrize("name", ["study", "data.name", "model.name"])
+def test_a_very_long_name(suite: Suite, name: str) -> None:
+    assert len(suite.refused(f"{name}={'x' * 100_000}")) < 500
+
+
+def test_what_keeps_a_cell_from_starting_is_one_line(
+    suite: Suite, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Hydra would print "Error executing job with overrides" about what a cell raises."""
+
+    def gone(cell: Any) -> None:
+        raise OSError(errno.EACCES, os.strerror(errno.EACCES), str(suite.store))
+
+    monkeypatch.setattr("ftsuite.run.run", gone)
+    assert main(["evals.tasks=[]", "tracking=none", f"store.root={suite.store}", *BARE]) == 1
+    printed = capsys.readouterr().err
+    assert printed.count("\n") == 1
+    assert printed.startswith("ftsuite: error: [Errno 13] Permission denied: ")
+
+
 # Found when the rows are read
 
 
@@ -227,6 +268,24 @@ def test_a_missing_column(suite: Suite) -> None:
     assert "row 1" in message
     assert "turns" in message
     assert "set data.columns or data.shape" in message
+
+
+def test_a_label_beside_a_text_is_not_left_out(suite: Suite) -> None:
+    (suite.folder / "rows.csv").write_text("text,label\nhello,a\nbye,b\n")
+    message = suite.failed("data.train=rows.csv", "data.shape=auto", stage="data")
+    assert message.startswith("rows.csv: the column 'label' looks like an answer")
+
+
+def test_a_column_that_is_there_twice(suite: Suite) -> None:
+    (suite.folder / "rows.csv").write_text("prompt,prompt,completion\na,b,c\n")
+    message = suite.failed("data.train=rows.csv", "data.shape=auto", stage="data")
+    assert message == "rows.csv: the column 'prompt' is there twice; rename or remove one"
+
+
+def test_a_character_that_is_no_text(suite: Suite) -> None:
+    rows = [*ROWS, conversation("a\x00b", "answer")]
+    message = suite.failed(suite.rows(text_of(rows)), stage="data")
+    assert "row 13, message 1: column 'content' holds a NUL character" in message
 
 
 @pytest.mark.parametrize("content", [None, 7, ["a"], {"a": 1}])

@@ -217,3 +217,84 @@ def test_a_refusal_of_the_hub_is_not_hidden_by_the_cache(monkeypatch, tmp_path):
 def test_file_sha256(tmp_path):
     path = write(tmp_path / "a", "abc")
     assert readers.file_sha256(path).startswith("ba7816bf8f01cfea")
+
+
+ROW = '{"prompt": "a", "completion": "b"}\n'
+TABLE = "prompt,completion\na,b\nc,d\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        # Another kind of file than its name says.
+        ("a.csv", TABLE.replace(",", "\t"), "not CSV but columns separated by tabs; save it with"),
+        (
+            "b.csv",
+            'prompt\tcompletion\n"a"\t"b"\n',
+            "columns separated by tabs; save it with commas",
+        ),
+        ("c.csv", TABLE.replace(",", ";"), "columns separated by semicolons; save it with commas"),
+        ("d.csv", ROW, "not CSV but JSON; name it .json, or .jsonl"),
+        (
+            "a.json",
+            TABLE,
+            "line 1: malformed JSON (Expecting value, column 1); it looks like CSV: na",
+        ),
+        ("a.jsonl", TABLE, "the file looks like CSV: name it .csv"),
+        ("b.jsonl", "[\n" + ROW + "]", "or name the file .json if it is one array over several"),
+        ("a.parquet", TABLE, "not a Parquet file but CSV; name it .csv"),
+        ("e.csv", b"PAR1abc", "a Parquet file; name it .parquet"),
+        ("b.json", b"PK\x03\x04abc", "a ZIP archive or an Excel workbook; save it as CSV"),
+        ("c.jsonl", b"\x1f\x8b\x08abc", "a gzip archive; unpack it"),
+        ("d.jsonl", "version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer"),
+        ("b.parquet", "version https://git-lfs.github.com/spec/v1\n", "run git lfs pull"),
+        # Encodings.
+        ("f.csv", TABLE.encode("utf-16"), "UTF-16 or UTF-32 text; save it as UTF-8"),
+        ("e.jsonl", ROW.encode("utf-16"), "UTF-16 or UTF-32 text; save it as UTF-8"),
+        ("f.jsonl", ROW.encode("utf-16-le"), "UTF-16 or UTF-32 text; save it as UTF-8"),
+        ("g.csv", TABLE.encode("utf-16-be"), "UTF-16 or UTF-32 text; save it as UTF-8"),
+        ("c.json", f"[{ROW}]".encode("utf-32"), "UTF-16 or UTF-32 text; save it as UTF-8"),
+        ("h.csv", b"prompt,completion\na\x00,b\n", "NUL bytes, so it is not text"),
+        ("g.jsonl", ROW.replace("a", "\x00").encode(), "NUL bytes, so it is not text"),
+        # Twice.
+        ("i.csv", "prompt,prompt,completion\na,b,c\n", "the column 'prompt' is there twice"),
+        ("h.jsonl", '{"a": 1, "a": 2}\n', "line 1: the key 'a' is there twice; mend the line"),
+        ("i.jsonl", '{"a": [{"b": 1, "b": 2}]}\n', "line 1: the key 'b' is there twice"),
+        ("d.json", '[{"a": 1, "a": 2}]', "the key 'a' is there twice; mend the file"),
+        # Values.
+        ("j.jsonl", '{"a": ' + "1" * 5000 + "}\n", "line 1: a number of thousands of digits; mend"),
+        ("e.json", "3", "no JSON array of rows"),
+        ("f.json", "null", "no JSON array of rows"),
+        ("g.json", '{"data": {}}', "no JSON array of rows"),
+        ("k.jsonl", '{"a": "x\x85\x0by"}\n', "Invalid control character"),
+        ("j.csv", 'a,b\n"1"x,2\n', "line 2: malformed CSV (text behind a closing quotation mark)"),
+        ("k.csv", 'a,b\n"1,2\n', "malformed CSV (a quotation mark that is never closed)"),
+    ],
+)
+def test_a_file_is_named_for_what_it_is(tmp_path, name, content, said):
+    path = tmp_path / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    message = fails(path, "")
+    assert message.startswith(str(path))
+    assert said in message
+
+
+def test_line_ends_and_marks_of_every_system_are_read(tmp_path):
+    rows = [{"prompt": "a", "completion": "b"}, {"prompt": "c", "completion": "d"}]
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    for end in ("\n", "\r\n", "\r"):
+        for mark in ("", "\ufeff"):
+            for name, text in (("a.jsonl", lines), ("a.csv", TABLE)):
+                (tmp_path / name).write_bytes((mark + text.replace("\n", end)).encode())
+                assert readers.read_rows(str(tmp_path / name)) == rows, (name, end, mark)
+
+
+def test_separators_that_only_unicode_knows_end_no_line(tmp_path):
+    row = {"prompt": "a\u2028b\u2029c", "completion": "d\x85e"}
+    write(tmp_path / "a.jsonl", json.dumps(row, ensure_ascii=False) + "\n")
+    assert readers.read_rows(str(tmp_path / "a.jsonl")) == [row]
+
+
+def test_a_path_that_is_too_long_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert len(fails("x" * 5000, "check the path")) < 200

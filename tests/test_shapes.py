@@ -160,3 +160,31 @@ def test_real_dolly_rows():
     conversations = [to_messages(row, Shape.dolly) for row in rows]
     assert all(shapes.alternates(messages) for messages in conversations)
     assert sum("context" in messages[0] for messages in conversations) == 434
+
+
+@pytest.mark.parametrize("answer", ["label", "category", "Intent", "summary"])
+def test_an_answer_beside_a_text_is_not_dropped_without_a_word(answer):
+    with pytest.raises(DataError) as caught:
+        shapes.detect_shape(["text", answer], COLUMNS, "a.csv")
+    remedy = f"data.columns.prompt=text data.columns.completion={answer}"
+    assert str(caught.value).startswith(f"a.csv: the column {answer!r} looks like an answer")
+    assert remedy in str(caught.value)
+    assert shapes.detect_shape(["text", "id"], COLUMNS, "a.csv") == Shape.text
+
+
+def test_a_column_that_is_set_and_not_read_is_refused():
+    columns = ColumnsConfig(text="body")
+    with pytest.raises(
+        DataError, match=r"data\.columns\.text is set, but data\.shape=prompt_compl"
+    ):
+        shapes.detect_shape(["prompt", "completion"], columns, "a.csv")
+    assert shapes.unused_column(Shape.text, columns) == ""
+    assert shapes.unused_column(Shape.messages, columns) == "text"
+    assert shapes.unused_column(Shape.auto, columns) == ""
+
+
+def test_one_column_for_two_things_is_found():
+    columns = ColumnsConfig(prompt="completion")
+    assert shapes.shared_column(Shape.prompt_completion, columns) == "completion"
+    assert shapes.shared_column(Shape.auto, columns) == "completion"
+    assert shapes.shared_column(Shape.question_answer, columns) == ""

@@ -138,8 +138,7 @@ def _generate(
                 input_ids=ids_BT.to(model.device),
                 attention_mask=mask_BT.to(model.device),
                 max_new_tokens=config.max_new_tokens,
-                stop_strings=list(turns.dialect(tokenizer).stops),
-                tokenizer=tokenizer,
+                stopping_criteria=_stopping(tokenizer, *ids_BT.shape),
                 pad_token_id=pad,
                 **sampling,
             )
@@ -147,6 +146,17 @@ def _generate(
         answers += [_answer(tokenizer, row) for row in new]
         advance(len(rows))
     return answers
+
+
+def _stopping(tokenizer: Any, rows: int, width: int) -> Any:
+    """What stops generation at an end of turn that is no token; tokens need nothing.
+
+    lm-eval's own: transformers' `stop_strings` first goes through the whole vocabulary.
+    """
+    from lm_eval.models.utils_hf import stop_sequences_criteria
+
+    plain = turns.dialect(tokenizer).plain.strip()
+    return stop_sequences_criteria(tokenizer, [plain], width, rows) if plain else None
 
 
 def _answer(tokenizer: Any, ids: list[int]) -> str:

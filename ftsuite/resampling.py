@@ -95,8 +95,6 @@ def paired_aggregates(
             for one, two in _resamples(corpus, seed, base, tuned)
         ]
     )
-    # Equal documents leave rounding only, which is no spread.
-    resampled[np.abs(resampled) <= 1e-12 * max(abs(before), abs(after))] = 0.0
     low, high = _percentiles(difference, resampled, corpus.n)
     p_value, test = _swap_test(corpus, base, tuned, seed)
     return PairedDifference(

@@ -12,7 +12,7 @@ share only once.
 
 from __future__ import annotations
 
-import copy
+import pickle
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -95,7 +95,7 @@ class Loader(ConfigLoaderImpl):
         hydra_lines = unresolved(shared.hydra.overrides.hydra)
         repository = self._repository(shared.hydra.job.config_name, hydra_lines)
         parsed: dict[str, Override] = {}
-        composed: dict[tuple[str, ...], DictConfig] = {}
+        composed: dict[tuple[str, ...], bytes] = {}
         for lines in batch:
             for line in lines:
                 if line not in parsed:
@@ -103,8 +103,10 @@ class Loader(ConfigLoaderImpl):
             groups, settings = split([parsed[line] for line in lines], repository)
             choices = tuple(line_of(one) for one in groups)
             if choices not in composed:
-                composed[choices] = _without_hydra(self.load_sweep_config(shared, list(choices)))
-            cell = copy.deepcopy(composed[choices])
+                whole = _without_hydra(self.load_sweep_config(shared, list(choices)))
+                # A third of deepcopy's time, which is most of a cell's.
+                composed[choices] = pickle.dumps(whole)
+            cell: DictConfig = pickle.loads(composed[choices])
             change(cell, settings)
             yield cell
 

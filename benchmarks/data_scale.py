@@ -92,12 +92,21 @@ def measure(train: Path, processes: int, store: Path) -> dict[str, Any]:
 
 
 def tree(pid: int) -> list[int]:
-    """Return a process and all that it started, and they."""
+    """Return a process and all that it started, and they.
+
+    A child that has not begun its own program yet still has its parent's memory; it is left out.
+    """
     try:
         started = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()
+        begun = [int(child) for child in started if program(int(child)) != program(pid)]
     except OSError:  # it ended a moment ago
         return []
-    return [pid, *(found for one in started for found in tree(int(one)))]
+    return [pid, *(found for child in begun for found in tree(child))]
+
+
+def program(pid: int) -> bytes:
+    """Return the command line of a process."""
+    return Path(f"/proc/{pid}/cmdline").read_bytes()
 
 
 def resident_bytes(pid: int) -> int:

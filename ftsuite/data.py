@@ -47,6 +47,12 @@ SHOWN_ROWS = 100
 """Rows between two looks at the display."""
 
 
+def digest_of_system(text: str) -> str:
+    """12 hex digits that identify a system message; '' for an empty one."""
+    bare = text.strip()
+    return hashlib.sha256(bare.encode()).hexdigest()[:12] if bare else ""
+
+
 def source_sha256(data: DataConfig) -> str:
     """Return the identity of the source's content, for store keys.
 
@@ -122,11 +128,13 @@ def build(
     processes = processes or _cores()
     sources = dict(conversations.sources(data))
     total, splits = sum(map(len, subsets.values())), list[Split]()
+    systems, made = Counter[str](), Counter[str]()
     shown = progress.stage(cell, "tokenise", total, "rows") if cell else nullcontext(_unseen)
     with shown as advance:
         for name, kept in subsets.items():
+            asked = _with_systems(kept, systems) if name == "train" else kept
             tokenised = tokenise(
-                kept, len(kept), rows_of, tokenizer, processes=processes, scratch=scratch
+                asked, len(kept), rows_of, tokenizer, processes=processes, scratch=scratch
             )
             split = Split(
                 name=name,
@@ -136,7 +144,7 @@ def build(
                 # A split without a source of its own was cut from the training rows.
                 source=conversations.public_name(sources.get(name, data.train)),
             )
-            _keep(split, _counted(tokenised, advance), data, packing, dropped)
+            _keep(split, _counted(tokenised, advance, name, made), data, packing, dropped)
             strategy = packing.strategy if name == "train" else Packing.off
             split.sequences = PackedRows(split.rows, strategy, data.max_length)
             splits.append(split)
@@ -150,7 +158,8 @@ def build(
         # collate() restarts the position ids with each document, whatever the strategy.
         documents_isolated=True,
         subset_note=subset_note(splits, data),
-        notes=(*notes, *_truncation_notes(splits)),
+        notes=(*notes, *_truncation_notes(splits), *_rewritten_notes(splits, made)),
+        systems=dict(systems),
     )
 
 
@@ -161,14 +170,28 @@ def _cores() -> int:
     return os.cpu_count() or 1
 
 
-def _counted(rows: Iterable[Tokens], advance: Callable[[int], None]) -> Iterator[Tokens]:
-    """Pass rows on and show progress; each call of `advance` for many of them."""
-    done = 0
-    for done, row in enumerate(rows, start=1):
+def _counted(
+    rows: Iterable[Tokens], advance: Callable[[int], None], split: str, made: Counter[str]
+) -> Iterator[Tokens]:
+    """Pass rows on, count them and show progress; each call of `advance` for many of them."""
+    for row in rows:
         yield row
-        if done % SHOWN_ROWS == 0:
+        made[split] += 1
+        if made[split] % SHOWN_ROWS == 0:
             advance(SHOWN_ROWS)
-    advance(done % SHOWN_ROWS)
+    advance(made[split] % SHOWN_ROWS)
+
+
+def _with_systems(
+    conversations: Iterable[Conversation], systems: Counter[str]
+) -> Iterator[Conversation]:
+    """Pass conversations on and count their system messages; plain text has none to speak of."""
+    for messages in conversations:
+        first = messages[0]
+        if first["role"] != shapes.TEXT_ROLE:
+            text = first["content"] if first["role"] == "system" else ""
+            systems[digest_of_system(text)] += 1
+        yield messages
 
 
 def _unseen(_: int) -> None:
@@ -246,6 +269,16 @@ def _tokenise_conversation(
 def _all_trained(ids: list[int]) -> Sequence:
     # Nothing stands before the first token to predict it from.
     return single(ids, [int(place > 0) for place in range(len(ids))])
+
+
+def _rewritten_notes(splits: list[Split], made: Counter[str]) -> list[str]:
+    return [
+        f"{len(split.conversations):,} {split.name} conversations became {made[split.name]:,} "
+        "rows: the template writes earlier turns otherwise than the last one, so each answer is "
+        "trained where it is the last"
+        for split in splits
+        if made[split.name] > len(split.conversations)
+    ]
 
 
 def _truncation_notes(splits: list[Split]) -> list[str]:

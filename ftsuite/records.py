@@ -94,6 +94,8 @@ class DataSummary:
     """Says so when a seeded subset was used."""
     notes: tuple[str, ...] = ()
     """What else a reader must know: rows that splits share, many rows cut short."""
+    systems: dict[str, int] = field(default_factory=dict)
+    """Digest of a system message ('' for none) → training rows with it; empty for plain text."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -407,6 +409,8 @@ class RunRecord:
     tuned_probes: ProbeReport | None = None
     comparisons: tuple[Comparison, ...] = ()
     gates: tuple[GateResult, ...] = ()
+    notes: tuple[str, ...] = ()
+    """What a reader must know of this run beside its numbers, one sentence each."""
     failure: Failure | None = None
 
 

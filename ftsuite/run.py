@@ -11,7 +11,7 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ftsuite import devices, jsonfile, models, progress, train
+from ftsuite import devices, jsonfile, models, progress, systems, train
 from ftsuite.compare import apply_gates, compare_scores
 from ftsuite.config import to_plain
 from ftsuite.errors import FtsuiteError, StoreError, one_line, redact
@@ -100,6 +100,9 @@ def _recipe(
         train.check(config, base.folder)
 
     data = do("data", stages.data)
+    notes = systems.differences(data.record.systems, config.evals)
+    for said in notes:
+        progress.note(cell.place, f"note: {said}")
     base_scores = do("eval-base", stages.base_scores) if stages.base_scores else None
     base_probes = do("probe-base", stages.base_probes) if stages.base_probes else None
     adapter = do("train", stages.train)
@@ -131,6 +134,7 @@ def _recipe(
         tuned_probes=tuned_probes.record if tuned_probes else None,
         comparisons=comparisons,
         gates=apply_gates(comparisons, config.gates),
+        notes=tuple(notes),
     )
 
 

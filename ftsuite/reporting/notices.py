@@ -24,6 +24,7 @@ def notices(study: Study) -> list[str]:
     return [
         *_distinct(note for record in study.records for note in _model(record)),
         *_distinct(note for record in study.records for note in _data(record)),
+        *_distinct(f"{fmt.escape(note)}." for record in study.records for note in record.notes),
         *_training(study),
         *_ranking(study),
         *_power(study),

@@ -57,7 +57,7 @@ def read(
                 _require_two_columns(shape, data.columns)
             where = f"{source}, row {number}"
             messages = shapes.to_messages(row, shape, data.columns, where)
-            if reason := _unusable(messages, where):
+            if reason := _unusable(messages):
                 reasons[reason] += 1
             else:
                 pool.append(messages)
@@ -89,17 +89,8 @@ def _require_two_columns(shape: Shape, columns: ColumnsConfig) -> None:
             )
 
 
-def _unusable(messages: Conversation, where: str) -> str | None:
-    """The reason to drop a row, or None.
-
-    Raises:
-        DataError: a text holds NUL characters.
-    """
-    if any("\0" in message["content"] for message in messages):
-        raise DataError(
-            f"{where}: the text holds NUL characters, as a file of another encoding or a damaged "
-            "one does; convert or mend it"
-        )
+def _unusable(messages: Conversation) -> str | None:
+    """The reason to drop a row, or None."""
     if not shapes.alternates(messages):
         return WRONG_TURNS
     spoken = ("assistant", shapes.TEXT_ROLE)

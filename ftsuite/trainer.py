@@ -128,7 +128,7 @@ def require_head(trainer: Any, sequence: packing.Sequence, tolerance: float) -> 
         tolerance: of a token's log-probability, nats.
 
     Raises:
-        StageError: a token's log-probability differs by more.
+        StageError: a token's log-probability differs by more, or is not a number.
     """
     import torch
 
@@ -138,7 +138,13 @@ def require_head(trainer: Any, sequence: packing.Sequence, tolerance: float) -> 
     with torch.no_grad():
         own_TV = trainer.model(**batch, use_cache=False).logits[0, :-1].float().log_softmax(-1)
         trained = trainer.model(**batch, labels=batch["input_ids"], fused_lm_head=True)
-    differences_T = own_TV.gather(1, labels_T[:, None])[:, 0] - trained.log_probs[0]
+    own_T = own_TV.gather(1, labels_T[:, None])[:, 0]
+    if not bool(own_T.isfinite().all()):
+        raise StageError(
+            "train: the model's log-probabilities are not numbers before training; its weights "
+            "hold NaN, or model.dtype is too narrow for them"
+        )
+    differences_T = own_T - trained.log_probs[0]
     largest = float(differences_T.abs().max()) if len(ids) > 1 else 0.0
     # Written so that NaN fails too.
     if not largest <= tolerance:

@@ -35,7 +35,7 @@ from ftsuite.config import (
     TrainConfig,
 )
 from ftsuite.devices import Compute
-from ftsuite.tasks import index, yaml_files
+from ftsuite.tasks import TaskFacts, index, yaml_files
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -60,6 +60,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 REPOSITORY = Path(__file__).resolve().parents[1]
 LABELS = ("delivery", "payment", "return", "fault", "login", "address")
 CPU = Compute(device="cpu", dtype="float32")
+FACTS = TaskFacts(
+    name="x",
+    split="test",
+    role="test",
+    output_type="multiple_choice",
+    metrics=(),
+    filters=("none",),
+    is_open=False,
+    description="",
+)
+"""Of a task that a test makes itself."""
 PATIENCE = 300.0
 """Seconds to wait for a process that imports torch while others use the cores."""
 

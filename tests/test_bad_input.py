@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 ROWS = [conversation(f"question {i}", f"answer {i}") for i in range(12)]
 STAGES = ("data", "eval", "probe", "train", "merge")
 BARE = ("evals.limits={}", "evals.rank_by=", "evals.headline=", "evals.watch=[]", "gates=none")
-NO_SYSTEM = "{% for m in messages if m.role != 'system' %}{{ m.content }}{% endfor %}"
+NO_SYSTEM = "{% for m in messages if m.role != 'system' %}{{ m.content + eos_token }}{% endfor %}"
 
 
 @dataclass
@@ -56,6 +56,7 @@ class Suite:
                 "data.validation_limit=2",
                 "data.train_limit=4",
                 "data.shape=messages",
+                "data.max_length=512",
                 "train.max_steps=1",
                 "backend.device=cpu",
                 "backend.threads=1",
@@ -314,10 +315,10 @@ def test_a_template_that_fails(suite: Suite) -> None:
 
 
 def test_a_template_that_drops_the_system_message(suite: Suite) -> None:
-    message = suite.failed(
-        f'template.jinja="{NO_SYSTEM}"', "template.name=deaf", "data.system=Be kind.", stage="data"
-    )
-    assert message.startswith("template deaf drops the system message; choose another template")
+    deaf = (f'template.jinja="{NO_SYSTEM}"', "template.name=deaf", "data.system=Be kind.")
+    message = suite.failed(*deaf, "template.system=native", stage="data")
+    assert message.startswith("template deaf drops or changes the system message; choose another")
+    assert "template.system=first_user" in message
 
 
 def test_a_model_without_a_template(suite: Suite) -> None:
@@ -382,7 +383,7 @@ def test_weights_that_are_not_numbers(suite: Suite) -> None:
     weights["model.layers.0.mlp.up_proj.weight"].fill_(float("nan"))
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     message = suite.failed(f"model.id={folder}", stage="train", kept=("data",))
-    assert "train: the loss is nan at step 1" in message
+    assert "log-probabilities are not numbers before training; its weights hold NaN" in message
 
 
 def test_a_validation_loss_that_is_not_a_number(suite: Suite) -> None:

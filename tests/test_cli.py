@@ -18,10 +18,10 @@ from tiny import tiny_tokenizer
 
 from ftsuite import cli, devices, embedded, models, stages, sweeper
 from ftsuite.choices import Source
-from ftsuite.commands import estimate, machine, network
+from ftsuite.commands import estimate, machine, network, score_estimate
 from ftsuite.commands.cached import cached_base
 from ftsuite.commands.show import changed_settings
-from ftsuite.config import ModelConfig, RunConfig, to_plain
+from ftsuite.config import EvalsConfig, ModelConfig, RunConfig, to_plain
 from ftsuite.errors import BackendUnavailable, FtsuiteError, StoreError
 from ftsuite.records import DataSummary, MergeSummary, Scores, SplitSummary, TrainSummary
 from ftsuite.store import run_stage
@@ -672,16 +672,15 @@ def test_plan_without_the_model(ask: Any, tmp_path: Path, monkeypatch: Any) -> N
         assert "model: to be fetched, for lora.r=2 and lora.r=4" in said
 
 
-def test_plan_counts_documents_with_line_separators_in_them(tmp_path: Path) -> None:
+def test_plan_counts_documents_with_line_separators_in_them(own_evals: Path) -> None:
     """U+2028 ends no line of JSON, though str.splitlines says so."""
     texts = ["one\u2028two", "three\x85four", "five"]
     rows = [json.dumps({"text": text}, ensure_ascii=False) for text in texts]
-    (tmp_path / "test.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
-    (tmp_path / "mine.yaml").write_text(
-        "task: mine\ntest_split: test\ndataset_kwargs: {data_files: {test: test.jsonl}}\n"
-    )
-    lengths, _ = estimate._own_documents(tmp_path / "mine.yaml")
-    assert lengths == [7, 10, 4]
+    (own_evals / "prose" / "mine.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    task = (own_evals / "prose" / "prose_bpb.yaml").read_text(encoding="utf-8")
+    mine = task.replace("prose_bpb", "mine").replace("prose.jsonl", "mine.jsonl")
+    (own_evals / "prose" / "mine.yaml").write_text(mine, encoding="utf-8")
+    assert score_estimate.documents("mine", EvalsConfig(tasks=["mine"]), own_evals) == 3
 
 
 def test_plan_reports_a_bad_cell(ask: Any) -> None:

@@ -85,7 +85,7 @@ def test_the_whole_stage(tmp_path):
 
 
 def test_each_split_says_where_its_rows_came_from(tmp_path):
-    held_out = write_jsonl(tmp_path / "held_out.jsonl", questions(4))
+    held_out = write_jsonl(tmp_path / "held_out.jsonl", questions(14)[10:])
     summary = prepare(tmp_path, questions(10), validation=str(held_out))
     sources = {split.name: split.source for split in summary.splits}
     assert sources == {"train": "train.jsonl", "validation": "held_out.jsonl"}
@@ -432,7 +432,7 @@ def test_empty_answers_are_dropped_and_counted(tmp_path):
 
 def test_nul_characters_are_an_error(tmp_path):
     rows = [*questions(3), conversation("Hel\0lo", "Hi")]
-    with pytest.raises(DataError, match=r"train\.jsonl, row 4: the text holds NUL characters"):
+    with pytest.raises(DataError, match=r"train\.jsonl, row 4.*holds a NUL character"):
         prepare(tmp_path, rows)
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
-from conftest import CPU
+from conftest import CPU, FACTS
 from tiny import save_tiny_model
 
 from ftsuite import evaluate, models, tasks, templates, turns
@@ -20,7 +20,6 @@ from ftsuite.config import EvalsConfig, ModelConfig, RunConfig, TemplateConfig
 from ftsuite.errors import DataError, StageError
 from ftsuite.resources import conf_dir, evals_dir
 from ftsuite.tasks import index
-from ftsuite.tasks.facts import TaskFacts
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -167,18 +166,6 @@ def test_subset_is_of_the_documents_it_names(
     text = json.dumps(json.loads(lines[first]), indent=2, ensure_ascii=False)
     own = {row["doc_id"]: row["doc_hash"] for row in results[1]["samples"]["intent_choice"]}
     assert own[first] == hashlib.sha256(text.encode()).hexdigest()
-
-
-FACTS = TaskFacts(
-    name="x",
-    split="test",
-    role="test",
-    output_type="multiple_choice",
-    metrics=(),
-    filters=("none",),
-    is_open=False,
-    description="",
-)
 
 
 def test_subset_depends_on_its_seed_alone(tiny_model: Path) -> None:

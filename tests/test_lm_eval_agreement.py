@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
-from conftest import CPU, PATIENCE, environment
+from conftest import CPU, FACTS, PATIENCE, environment
 from tiny import save_tiny_model, tiny_tokenizer, write_jsonl
 
 from ftsuite import evaluate, jsonfile, tasks
@@ -29,9 +29,10 @@ lm_eval.evaluator_utils.stderr_for_metric = lambda **_: None
 from lm_eval.__main__ import cli_evaluate
 cli_evaluate()
 """
-# Its prompts do not end in white space, which lm-eval would score with the answer (harness.py).
+# Its prompts do not end in white space, which lm-eval would score with the answer (harness.py), and
+# its conversations have nothing between the cue and an answer.
 TEMPLATE = (
-    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + ': ' + m['content'] + '<|im_end|>' }}"
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + ':' + m['content'] + '<|im_end|>' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant:' }}{% endif %}"
 )
 WORDS = (
@@ -265,7 +266,10 @@ def ours(model: Path, theirs: tuple[Path, Any]) -> Scores:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(datasets.config, "HF_DATASETS_CACHE", folder / "cache")
         found = TaskManager(include_path=str(folder), include_defaults=False).load(NAMES)["tasks"]
-        loaded = [tasks.LoadedTask(name=names.get(n, n), task=task) for n, task in found.items()]
+        loaded = [
+            tasks.LoadedTask(name=names.get(n, n), task=task, facts=FACTS)
+            for n, task in found.items()
+        ]
         patch.setattr(evaluate.tasks, "load", lambda *_: loaded)
         config = RunConfig(
             model=ModelConfig(id=str(model)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from conftest import FACTS
 
 from ftsuite import evaluate, metric_checks, tasks
 from ftsuite.config import EvalsConfig, ModelConfig, RunConfig
@@ -82,12 +83,12 @@ def test_metric_is_refused_by_name(
 ) -> None:
     task = task_of(config, metric, choices=choices)
     with pytest.raises(ConfigError, match=message) as raised:
-        check([LoadedTask(name="mine", task=task)])
+        check([LoadedTask(name="mine", task=task, facts=FACTS)])
     assert str(raised.value).startswith("evals.tasks = 'mine': metric ")
     # One line, and the member of a group by its own name.
     assert "\n" not in str(raised.value)
     with pytest.raises(ConfigError, match=r"evals\.tasks = 'group': mine: metric"):
-        check([LoadedTask(name="group", task=task)])
+        check([LoadedTask(name="group", task=task, facts=FACTS)])
 
 
 @pytest.mark.parametrize(
@@ -107,22 +108,22 @@ def test_metric_is_refused_by_name(
 def test_metric_is_accepted(
     config: dict[str, Any], metric: dict[str, Any], choices: tuple[int, ...]
 ) -> None:
-    check([LoadedTask(name="mine", task=task_of(config, metric, choices=choices))])
+    check([LoadedTask(name="mine", task=task_of(config, metric, choices=choices), facts=FACTS)])
 
 
 def test_a_tasks_own_code_may_give_any_metric() -> None:
     own = {"process_results": lambda doc, results: {"ours": (0, 1)}}
     task = task_of({**CHOICE, **own}, entry("ours", max), choices=(2, 3))
-    check([LoadedTask(name="mine", task=task)])
+    check([LoadedTask(name="mine", task=task, facts=FACTS)])
     with pytest.raises(ConfigError, match="it has no aggregation"):
         missing = task_of({**CHOICE, **own}, entry("ours", "nope"), choices=(2,))
-        check([LoadedTask(name="mine", task=missing)])
+        check([LoadedTask(name="mine", task=missing, facts=FACTS)])
 
 
 def test_nothing_is_loaded_before_the_check(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     """The model's folder is empty: the metric must be refused before it is looked at."""
     task = task_of(CHOICE, entry("accuracy"), choices=(2, 2))
-    monkeypatch.setattr(tasks, "load", lambda *_: [LoadedTask(name="mine", task=task)])
+    monkeypatch.setattr(tasks, "load", lambda *_: [LoadedTask(name="mine", task=task, facts=FACTS)])
     config = RunConfig(model=ModelConfig(id=str(tmp_path)), evals=EvalsConfig(tasks=["mine"]))
     with pytest.raises(ConfigError, match="metric accuracy"):
         evaluate.evaluate(

@@ -209,7 +209,7 @@ def test_if_no_cell_qualifies_the_base_is_kept(tmp_path: Path) -> None:
 
 def test_ranking_on_test_is_said_in_the_first_line(tmp_path: Path) -> None:
     cell = make_record()
-    assert "were ranked on" not in text_of(tmp_path / "validation", cell)
+    assert "are ranked on the" not in text_of(tmp_path / "validation", cell)
 
     def on_test(scores: Scores) -> Scores:
         ranked = [
@@ -221,11 +221,7 @@ def test_ranking_on_test_is_said_in_the_first_line(tmp_path: Path) -> None:
     assert cell.base and cell.tuned
     cell = dataclasses.replace(cell, base=on_test(cell.base), tuned=on_test(cell.tuned))
     first = text_of(tmp_path / "test", cell).splitlines()[2]
-    assert first.startswith(f"**The cells were ranked on a test split (`{RANK_BY}`).**")
-    # The headline's own documents, whatever they are called.
-    config = make_config(rank_by=HEADLINE)
-    first = text_of(tmp_path / "same", make_record(config=config)).splitlines()[2]
-    assert first.startswith("**The cells were ranked on the documents of the headline")
+    assert first.startswith("**The cells are ranked on the test split, not on validation:**")
 
 
 def test_without_a_validation_metric_nothing_is_ranked(tmp_path: Path) -> None:

@@ -372,7 +372,7 @@ def test_the_first_page_names_the_conditions(say: Callable[..., str]) -> None:
         "token differs from that of its document alone by at most 3.8e-06 nats",
         "at most 2.1e-05 nats a token over whole rows (tolerance 1.0e-03), over the trained tokens "
         "alone by at most 1.7e-01 (tolerance 2.5e-01); 16 rows",
-        "all 272 tensors (0 adapted) are base + scale·B·A byte by byte",
+        "all 272 tensors (210 adapted) are base + scale·B·A byte by byte",
     ):
         assert expected in said
     assert "stop strings: &lt;" in part(text, "Provenance")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
@@ -105,11 +106,13 @@ def test_the_training_loss_is_a_mean_over_the_tokens_of_the_step(cell: RunConfig
 
 def test_a_host_with_two_gpus(tmp_path: Path) -> None:
     """Only the number of GPUs is made up; torch finds none, so the model stays on the CPU."""
+    from datasets import Dataset
     from peft import get_peft_model
 
     compute = Compute(device="cuda", dtype="float32")
     tokenizer = tiny_tokenizer()
-    rows = [packing.single([5, 6, 7, 8], [0, 1, 1, 1])] * 2
+    row = {"input_ids": [5, 6, 7, 8], "loss_mask": [0, 1, 1, 1], "lengths": [4]}
+    rows: Any = SimpleNamespace(dataset=lambda: Dataset.from_list([row] * 2))
     model = get_peft_model(tiny_llama(tokenizer), targets.peft_config(LoraConfig(r=2)))
     with mock.patch("torch.cuda.device_count", return_value=2):
         arguments = trainer.sft_arguments(TrainConfig(micro_batch_size=2), compute, 1, tmp_path)

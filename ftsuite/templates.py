@@ -196,8 +196,19 @@ def encode(tokenizer: Any, text: str) -> list[int]:
     Raises:
         DataError: the template makes two BOS tokens of it all the same.
     """
+    ids: list[int] = encoding(tokenizer, text)["input_ids"]
+    return ids
+
+
+def encoding(tokenizer: Any, text: str) -> Any:
+    """Do what `encode` does; the `BatchEncoding` also knows where in the text its tokens stand.
+
+    Raises:
+        DataError: the template makes two BOS tokens of it.
+    """
     own = {"add_special_tokens": False} if _begins_with_bos(tokenizer, text) else {}
-    ids: list[int] = list(tokenizer.encode(text, **own))
+    found = tokenizer(text, return_attention_mask=False, **own)
+    ids = found["input_ids"]
     bos = tokenizer.bos_token
     if bos and text.lstrip().startswith(bos):
         rest = text.lstrip().removeprefix(bos)
@@ -206,7 +217,7 @@ def encode(tokenizer: Any, text: str) -> list[int]:
                 f"template {name(tokenizer)} makes two BOS tokens ({bos}): write it once, "
                 "at the very start, or leave it to the tokenizer"
             )
-    return ids
+    return found
 
 
 def encode_text(tokenizer: Any, text: str) -> list[int]:

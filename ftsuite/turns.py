@@ -41,6 +41,10 @@ TREATMENTS: dict[str, Callable[[str], str]] = {
 class Dialect:
     """What a template does to every answer."""
 
+    opening: str
+    """The end of every prompt, from its last special token on; '' where there is none."""
+    opening_ids: list[int]
+    """Its ids; empty where the tokenizer cannot tell where in a text its tokens stand."""
     lead: str
     """Spaces before an answer, such as Llama 2's behind `[/INST]`.
 
@@ -126,23 +130,45 @@ def rows(tokenizer: Any, messages: Sequence[Message]) -> list[Row]:
             continue
         before = prompt(tokenizer, messages[:index])
         answer = _written_answer(tokenizer, messages[: index + 1], before)
-        asked = templates.encode(tokenizer, before)
+        asked, whole = _encoded_at_once(tokenizer, before, answer) or _encoded(
+            tokenizer, before, answer
+        )
         if asked[: len(ids)] != ids:
             made.append(Row(ids=ids, mask=mask))
             mask = []
-        ids = _answered(tokenizer, before, asked, answer)
+        ids = whole
         mask = mask + [0] * (len(asked) - len(mask)) + [1] * (len(ids) - len(asked))
     return [*made, Row(ids=ids, mask=mask)]
 
 
-def _answered(tokenizer: Any, before: str, asked: list[int], answer: str) -> list[int]:
-    """Ids of a prompt, an answer and its end; `asked` are the prompt's."""
-    found = dialect(tokenizer)
+def _encoded(tokenizer: Any, before: str, answer: str) -> tuple[list[int], list[int]]:
+    """Ids of a prompt, and of the prompt with an answer and its end."""
+    found, asked = dialect(tokenizer), templates.encode(tokenizer, before)
     if not found.plain:
         # No token reaches over the boundary to a special token.
-        return _extend(tokenizer, before, asked, answer + found.end)
+        return asked, _extend(tokenizer, before, asked, answer + found.end)
     ids = _extend(tokenizer, before, asked, answer)
-    return _extend(tokenizer, before + answer, ids, found.end)
+    return asked, _extend(tokenizer, before + answer, ids, found.end)
+
+
+def _encoded_at_once(
+    tokenizer: Any, before: str, answer: str
+) -> tuple[list[int], list[int]] | None:
+    """Do what `_encoded` does with one encoding instead of two; None where that is not the same.
+
+    A tokenizer cuts text at special tokens first. So what stands before the prompt's last special
+    token has the same ids with and without the answer, and the rest of the prompt is the same few
+    ids in every row (`Dialect.opening_ids`).
+    """
+    found = dialect(tokenizer)
+    if found.plain or not found.opening_ids or not before.endswith(found.opening):
+        return None
+    whole = templates.encoding(tokenizer, before + answer + found.end)
+    start = whole.char_to_token(len(before) - len(found.opening))
+    ids: list[int] = whole["input_ids"]
+    if start is None or ids[start : start + len(found.opening_ids)] != found.opening_ids:
+        return None
+    return ids[: start + len(found.opening_ids)], ids
 
 
 def encode_pair(
@@ -212,8 +238,12 @@ def _dialect(tokenizer: Any) -> Dialect:
             f"template {templates.name(tokenizer)} writes nothing behind an answer, so the model "
             "would never learn to stop; let it write eos_token there"
         )
+    lead = " " * (len(before) - len(before.rstrip(" ")))
+    opening = _opening(tokenizer, before.removesuffix(lead))
     return Dialect(
-        lead=" " * (len(before) - len(before.rstrip(" "))),
+        opening=opening,
+        opening_ids=templates.encode_text(tokenizer, opening) if tokenizer.is_fast else [],
+        lead=lead,
         suffix=suffix,
         plain=plain,
         token=token,
@@ -223,10 +253,19 @@ def _dialect(tokenizer: Any) -> Dialect:
     )
 
 
+def _special(tokenizer: Any) -> re.Pattern[str]:
+    texts = sorted(filter(str.strip, templates.special_texts(tokenizer)), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, texts)) or r"(?!)")
+
+
+def _opening(tokenizer: Any, before: str) -> str:
+    places = [match.start() for match in _special(tokenizer).finditer(before)]
+    return before[places[-1] :] if places else ""
+
+
 def _end(tokenizer: Any, suffix: str) -> tuple[str, str, str]:
     """What stands before the first special token of the suffix, the token, and those behind it."""
-    texts = sorted(filter(str.strip, templates.special_texts(tokenizer)), key=len, reverse=True)
-    special = re.compile("|".join(map(re.escape, texts)) or r"(?!)")
+    special = _special(tokenizer)
     first = special.search(suffix)
     if first is None:
         return suffix.rstrip(), "", ""

@@ -102,6 +102,20 @@ def test_every_template_is_right_or_refused(name, family):
             assert row.ids[:2] != [tokenizer.bos_token_id] * 2
 
 
+@pytest.mark.parametrize("family", [*FAMILIES, "own marks"])
+@pytest.mark.parametrize("name", sorted(set(TEMPLATES) - IMAGE_TEMPLATES))
+def test_one_encoding_gives_what_two_give(name, family, monkeypatch):
+    if refusal(name, family):
+        return
+    tokenizer = installed(name, family)
+    answers = ["Paris.", "\nParis", " Paris ", "<|im_end|>", "1", "é"]
+    rows = [[ONE[0], {"role": "assistant", "content": answer}] for answer in answers]
+    conversations = [*CONVERSATIONS.values(), *rows]
+    at_once = [turns.rows(tokenizer, messages) for messages in conversations]
+    monkeypatch.setattr(turns, "_encoded_at_once", lambda *_: None)
+    assert at_once == [turns.rows(tokenizer, messages) for messages in conversations]
+
+
 def _check_answer(tokenizer, rows, messages, *, alone: bool) -> None:
     """What is scored behind the prompt is what is trained there, and the end is trained."""
     before = turns.prompt(tokenizer, messages[:-1])

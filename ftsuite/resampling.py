@@ -71,7 +71,7 @@ def paired_aggregates(
 
     Interval: percentiles of 10,000 resamples, widened to Student-t's tails and by
     sqrt(n / (n - 1)), as they are too narrow for few documents (Hesterberg 2015, The American
-    Statistician 69). Simulated coverage for perplexity, F1, MCC and BLEU: 92 to 98 % from 16
+    Statistician 69). Simulated coverage for perplexity, F1 and BLEU: 92 to 98 % from 16
     documents on; BCa (Efron 1987) had 88 to 98 %. Test: exact for up to 13 documents that differ,
     else 10,000 swaps with the +1 of Phipson & Smyth 2010. Near 5 % test and interval may disagree.
 

@@ -26,7 +26,7 @@ class _TimeIsUp(BaseException):
 
 @contextmanager
 def bounded(name: str) -> Iterator[None]:
-    """Stop a template that loops without end or makes gigabytes of text.
+    """Stop a template that loops without end or makes gigabytes of text, on short conversations.
 
     The time bound interrupts Python code, which Jinja compiles templates to; the memory bound is
     the kernel's and only there on Linux.

@@ -36,6 +36,7 @@ CONDITIONS = {
     "device": "device",
     "device_name": "device's name",
     "seeds": "seeds",
+    "attention": "attention kernel",
     "generation": "generation settings",
 }
 """Field of `Conditions` → its name in words."""

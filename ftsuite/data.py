@@ -47,10 +47,9 @@ SHOWN_ROWS = 100
 """Rows between two looks at the display."""
 
 
-def digest_of_system(text: str) -> str:
-    """12 hex digits that identify a system message; '' for an empty one."""
-    bare = text.strip()
-    return hashlib.sha256(bare.encode()).hexdigest()[:12] if bare else ""
+def digest_of_system(text: str | None) -> str:
+    """12 hex digits that identify a system message, white space and all; '' where there is none."""
+    return "" if text is None else hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def source_sha256(data: DataConfig) -> str:
@@ -145,6 +144,7 @@ def build(
                 source=conversations.public_name(sources.get(name, data.train)),
             )
             _keep(split, _counted(tokenised, advance, name, made), data, packing, dropped)
+            split.rewritten = len(kept) if made[name] > len(kept) else 0
             strategy = packing.strategy if name == "train" else Packing.off
             split.sequences = PackedRows(split.rows, strategy, data.max_length)
             splits.append(split)
@@ -189,7 +189,7 @@ def _with_systems(
     for messages in conversations:
         first = messages[0]
         if first["role"] != shapes.TEXT_ROLE:
-            text = first["content"] if first["role"] == "system" else ""
+            text = first["content"] if first["role"] == "system" else None
             systems[digest_of_system(text)] += 1
         yield messages
 

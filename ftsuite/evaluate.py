@@ -82,7 +82,8 @@ def evaluate(
         num_fewshot=", ".join(f"{t.task.config.task}: {t.task.config.num_fewshot}" for t in loaded)
         + "; as turns",
         seeds=f"fewshot {config.evals.fewshot_seed}, subset {config.evals.subset_seed}",
-        generation=generation,
+        attention=str(model.config._attn_implementation),
+        generation="; ".join([generation, *_sampled(loaded)]),
     )
     scored = _grouped(loaded, results)
     return Scores(
@@ -102,9 +103,21 @@ def _simple_evaluate(**arguments: Any) -> Any:
         ) from error
 
 
+def _sampled(loaded: list[tasks.LoadedTask]) -> list[str]:
+    """The tasks whose own settings say how answers are generated, and how."""
+    said = []
+    for item in loaded:
+        settings = getattr(item.task.config, "generation_kwargs", None) or {}
+        own = {k: v for k, v in settings.items() if k not in ("until", "max_gen_toks")}
+        if own.get("do_sample") or own.get("temperature"):
+            shown = ", ".join(f"{key}={value}" for key, value in sorted(own.items()))
+            said.append(f"{item.task.config.task}: sampled, {shown}")
+    return said
+
+
 def engine() -> str:
     """Versions of the libraries that compute the scores; imports none of them."""
-    names = ("torch", "transformers", "tokenizers")
+    names = ("torch", "transformers", "tokenizers", "lm_eval", "sacrebleu", "scikit-learn", "numpy")
     return ", ".join(f"{name} {metadata.version(name)}" for name in names)
 
 

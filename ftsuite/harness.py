@@ -47,6 +47,9 @@ def build_harness(model: Any, tokenizer: Any, batch_size: int, cell: str, what: 
             # (its issue 2069), and starts from the cue (see turns.py).
             asked = chat_history if add_generation_prompt else chat_history[:-1]
             begun = "" if add_generation_prompt else chat_history[-1]["content"]
+            if begun:
+                found = turns.dialect(self.tokenizer)
+                begun = found.lead + found.treat(f"{begun}.")[:-1]
             text = turns.prompt(self.tokenizer, asked) + begun
             self.histories[text] = chat_history
             return text

@@ -11,6 +11,7 @@ mode: dropout would drown what is measured.
 
 from __future__ import annotations
 
+import heapq
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -60,14 +61,17 @@ def measure(
     Returns:
         None where no sequence holds a document before another of two tokens or more.
     """
-    packed = max(sequences, key=_shorter_part)
-    if _shorter_part(packed) == 0:
+    # By number: the sequences may lie in a file, and be read one at a time.
+    parts = [_shorter_part(sequence) for sequence in sequences]
+    chosen = parts.index(max(parts))
+    if parts[chosen] == 0:
         return None
+    packed = sequences[chosen]
     cut, end = len(packed.input_ids) - packed.lengths[-1], len(packed.input_ids)
-    others = sorted(
-        (sequence for sequence in sequences if sequence is not packed),
-        key=lambda sequence: -len(sequence.input_ids),
-    )[: micro_batch_size - 1]
+    sizes = [len(sequence.input_ids) for sequence in sequences]
+    rest = (number for number in range(len(sizes)) if number != chosen)
+    longest = heapq.nlargest(micro_batch_size - 1, rest, key=sizes.__getitem__)
+    others = [sequences[number] for number in longest]
 
     def score(ids: list[int]) -> Any:
         row = Sequence(input_ids=ids, loss_mask=[1] * end, lengths=packed.lengths)

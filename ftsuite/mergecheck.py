@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ftsuite.errors import StageError
+from ftsuite.modelfolder import NOT_NEEDED
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -37,8 +38,6 @@ ANY_VALUE = frozenset(
 )
 PLAIN_INITS = (True, False, "gaussian")
 """Ways to draw A and B that leave the base's weights alone; pissa and the like change them."""
-ROTARY = r"rotary_emb\.inv_freq"
-"""Computed from the configuration; checkpoints of old have it, transformers skips it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,7 +188,7 @@ class _Names:
             self._on_disk.setdefault(self.memory[name], []).append(name)
         tied = getattr(skeleton, "all_tied_weights_keys", None) or {}
         self._partners = {**{source: target for target, source in tied.items()}, **tied}
-        self._skipped = {*(skeleton._keys_to_ignore_on_load_unexpected or ()), ROTARY}
+        self._skipped = set(skeleton._keys_to_ignore_on_load_unexpected or ())
         self.embeddings = {
             name
             for name, module in skeleton.named_modules()
@@ -213,7 +212,8 @@ class _Names:
 
     def is_skipped(self, name: str) -> bool:
         """Whether transformers leaves this tensor of a checkpoint unread, and says so."""
-        return any(re.search(pattern, name) for pattern in self._skipped)
+        found = any(re.search(pattern, name) for pattern in self._skipped)
+        return found or NOT_NEEDED.search(name) is not None
 
 
 def _read_adapter(

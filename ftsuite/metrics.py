@@ -182,10 +182,15 @@ def _statistics(name: str, items: list[Any]) -> dict[str, tuple[float, ...]]:
             rows = items
     columns = AGGREGATIONS[name].columns
     by_column = zip(*rows, strict=True)
-    return {
-        column: tuple(float(v) for v in values)
-        for column, values in zip(columns, by_column, strict=True)
-    }
+    try:
+        return {
+            column: tuple(float(v) for v in values)
+            for column, values in zip(columns, by_column, strict=True)
+        }
+    except (TypeError, ValueError) as error:
+        raise StageError(
+            f"eval: the aggregation {name} gets {items[0]!r}; let process_results give numbers"
+        ) from error
 
 
 def _of_texts(name: str, items: list[Any]) -> list[Sequence[float]]:

@@ -6,6 +6,7 @@ Reads JSON alone, no weights, and needs no torch: a model that cannot work is re
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING, Any
 
 from ftsuite.choices import PadToken
@@ -18,6 +19,13 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 """The two names that transformers loads safetensors by: one file, or an index of shards."""
+NOT_NEEDED = re.compile(
+    # Buffers that old checkpoints kept and the model computes itself.
+    r"(rotary_emb|rotary)\.inv_freq$|(attn|attention)\.(masked_)?bias$"
+    # Parts that text alone does not pass through: image and sound, prediction of several tokens.
+    r"|(^|\.)(vision_tower|vision_model|visual|audio_tower|multi_modal_projector|mtp)\."
+)
+"""Weights that a checkpoint may hold and the model need not take."""
 CONTEXT_FIELDS = (
     "max_position_embeddings",
     "n_positions",

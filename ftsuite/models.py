@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import re
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,13 +27,6 @@ if TYPE_CHECKING:
 
 CONVERT_VERSION = 1
 NEW_PAD_TOKEN = "<|pad|>"
-NOT_NEEDED = re.compile(
-    # Buffers that old checkpoints kept and the model computes itself.
-    r"(rotary_emb|rotary)\.inv_freq$|(attn|attention)\.(masked_)?bias$"
-    # Parts that text alone does not pass through: image and sound, prediction of several tokens.
-    r"|(^|\.)(vision_tower|vision_model|visual|audio_tower|multi_modal_projector|mtp)\."
-)
-"""Weights that a checkpoint may hold and the model need not take."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -263,7 +255,8 @@ def load_model(
             f"{folder}: the weights lack {missing[0]} ({len(missing)} are missing); save the model "
             "again"
         )
-    if unused := sorted(key for key in found["unexpected_keys"] if not NOT_NEEDED.search(key)):
+    spare = modelfolder.NOT_NEEDED
+    if unused := sorted(key for key in found["unexpected_keys"] if not spare.search(key)):
         # Here too: with fewer layers in config.json, the rest of the weights would be left out.
         raise DataError(
             f"{folder}: config.json has no place for {unused[0]} ({len(unused)} tensors of the "

@@ -133,7 +133,7 @@ def _read_json(path: Path, name: str) -> list[Row]:
     # utf-8-sig: files saved on Windows may begin with a byte order mark.
     text = path.read_text(encoding="utf-8-sig")
     try:
-        value = _parse(text)
+        value = parse_json(text)
     except json.JSONDecodeError as error:
         remedy = "mend the file, or name it .jsonl if it has one object a line"
         if (kind := filekind.of(path)) in (Kind.csv, Kind.tsv):
@@ -157,7 +157,7 @@ def _read_jsonl(path: Path, name: str) -> Iterator[Row]:
             if not line.strip():
                 continue
             try:
-                row = _row(_parse(line), f"{name}, line {number}")
+                row = _row(parse_json(line), f"{name}, line {number}")
             except json.JSONDecodeError as error:
                 remedy = "mend or remove the line"
                 if (kind := filekind.of(path)) is Kind.json:
@@ -173,7 +173,7 @@ def _read_jsonl(path: Path, name: str) -> Iterator[Row]:
             yield row
 
 
-def _parse(text: str) -> Any:
+def parse_json(text: str) -> Any:
     """JSON without a key twice: Python would keep the last one.
 
     Raises:

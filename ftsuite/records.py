@@ -70,6 +70,8 @@ class SplitSummary:
     truncated: int
     sequences: int
     """Sequences after packing (equals rows when packing is off)."""
+    conversations: int = 0
+    """Conversations that became more rows than they are; 0 where each is one row."""
     sha256: str
     """Hash of the kept rows' token ids and loss masks."""
     source: str = ""
@@ -181,6 +183,8 @@ class Conditions:
     num_fewshot: str
     """Few-shot examples a task, and how they are rendered."""
     seeds: str
+    attention: str = ""
+    """Attention kernel, as transformers chose it."""
     generation: str = ""
     """How answers are generated, where the task does not say otherwise; with the end tokens."""
 

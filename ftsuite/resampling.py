@@ -139,7 +139,7 @@ def paired_replicates(
         n: Number of documents.
 
     Raises:
-        ValueError: Fewer than 2 documents, no or unequal resamples.
+        ValueError: Fewer than 2 documents, no or unequal resamples, or resamples that do not vary.
     """
     (before, first), (after, second) = base, tuned
     _require_replicates(n, first, second)
@@ -149,8 +149,12 @@ def paired_replicates(
     half = float(special.stdtrit(n - 1, 0.975)) * error
     if error:
         p_value = 2 * float(special.stdtr(n - 1, -abs(difference) / error))
+    elif difference == 0:
+        p_value = 1.0
     else:
-        p_value = 1.0 if difference == 0 else 0.0
+        raise ValueError("the resamples do not vary, so there is no test of their difference")
+    # No fewer than a swap of every document can give, nor than the resamples can tell.
+    p_value = max(p_value, 2.0 ** (1 - n), 1 / (len(drawn) + 1))
     return PairedDifference(
         n=n,
         base=before,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import gc
 import os
 import sys
@@ -46,7 +45,12 @@ def run(cell: Cell) -> RunRecord:
             config=_public(to_plain(cell.config)),
             provenance=provenance(compute, started_at=now(), command=cell.command),
         )
-        begin = functools.partial(jsonfile.write, path, record)
+        begun: list[RunRecord] = []
+
+        def begin(running: RunRecord = record) -> None:
+            jsonfile.write(path, running)
+            begun.append(running)
+
         if previous is None or previous.status != "complete":
             begin()
         trail: list[StageRecord] = []
@@ -58,7 +62,9 @@ def run(cell: Cell) -> RunRecord:
         if previous and _same_results(previous, record):
             # Nothing was computed, so the record still tells of the run that did.
             record = dataclasses.replace(record, provenance=previous.provenance)
-        jsonfile.write(path, record)
+        if begun or record.status == "complete":
+            jsonfile.write(path, record)
+        # Else nothing was computed and the run failed: what was complete before still is.
     return record
 
 

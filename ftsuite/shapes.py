@@ -19,6 +19,11 @@ TEXT_ROLE = "text"
 """Role of the one pseudo-message of a plain text row: no template, every token trained."""
 
 
+ROLES = ("system", "user", "assistant")
+SPEAKING = ("weight", "tool_calls", "function_call", "reasoning_content")
+"""Keys of a message that this suite does not read, and that change what is learned."""
+LIKE_QUESTIONS = ("context", "input", "instruction", "system", "passage")
+"""Names of columns that belong to a question."""
 LIKE_ANSWERS = (
     *("answer", "category", "class", "completion", "intent", "label", "labels", "output"),
     *("response", "sentiment", "summary", "target", "translation"),
@@ -61,6 +66,13 @@ def detect_shape(names: Collection[str], columns: ColumnsConfig, where: str) -> 
             f"beside {columns.text!r}; set data.shape=prompt_completion "
             f"data.columns.prompt={columns.text} data.columns.completion={answers[0]}, or "
             "data.shape=text to leave it out"
+        )
+    used = {columns.question, columns.answer, columns.prompt, columns.completion}
+    asked = [name for name in names if name.lower() in LIKE_QUESTIONS and name not in used]
+    if found in (Shape.question_answer, Shape.prompt_completion) and asked:
+        raise DataError(
+            f"{where}: the column {asked[0]!r} looks like a part of the question, but would be "
+            f"left out; join it to the question, or set data.shape={found.value} to leave it out"
         )
     if name := unused_column(found, columns):
         raise DataError(
@@ -174,6 +186,18 @@ def _from_messages(row: Mapping[str, Any], name: str, where: str) -> Conversatio
                 f"{place}: {_kind(message)}, not an object with role and content; mend the row"
             )
         role = _text(message, "role", place)
+        if role not in ROLES:
+            raise DataError(
+                f"{place}: the role {role!r} is none of {', '.join(ROLES)}; rename it, or convert "
+                "the row"
+            )
+        for key in SPEAKING:
+            # An empty one says nothing; a weight of 1 is what every answer has.
+            if message.get(key) not in (None, [], "", 1):
+                raise DataError(
+                    f"{place}: the key {key!r} would be left out, though it says what is trained; "
+                    "take it out, or convert the row"
+                )
         messages.append({"role": role, "content": _text(message, "content", place)})
     return messages
 
@@ -235,4 +259,4 @@ def _kind(value: Any) -> str:
 
 
 def _listed(names: Collection[str]) -> str:
-    return ", ".join(map(str, names)) or "none"
+    return ", ".join(repr(str(name)) for name in names) or "none"

@@ -41,6 +41,8 @@ class Split:
     """One document each, before packing."""
     sequences: PackedRows = field(init=False)
     truncated: int = 0
+    rewritten: int = 0
+    """Conversations, where they became more rows than they are."""
     source: str = ""
     """Name of the file or Hub data set that the rows came from, without its folder."""
 
@@ -54,6 +56,7 @@ class Split:
             trained_tokens=sum(self.sequences.trained),
             truncated=self.truncated,
             sequences=len(self.sequences),
+            conversations=self.rewritten,
             sha256=self.rows.sha256(),
             source=self.source,
         )

@@ -24,7 +24,7 @@ from hydra.types import HydraContext, RunMode
 
 from ftsuite import devices, environment, study
 from ftsuite.compose import chosen_sweep, cross_sweeps, from_hydra, new_hydra
-from ftsuite.errors import ConfigError, StoreError, one_line
+from ftsuite.errors import CellsFailed, ConfigError, StoreError, one_line
 from ftsuite.explain import COMPOSITION_ERRORS, readable
 from ftsuite.overrides import parse, unresolved
 from ftsuite.records import CellEntry, StudyManifest
@@ -157,6 +157,7 @@ def run(sweep: Sweep, task: TaskFunction) -> None:
     launcher = Plugins.instance().instantiate_launcher(
         hydra_context=sweep.context, task_function=task, config=sweep.shared
     )
+    statuses = []
     for result in launcher.launch(sweep.overrides, initial_job_idx=0):
         # Cells keep their failures as records; an exception here is a bug, or a disk that takes no
         # record. `result.return_value` would print a line of its own before it raises.
@@ -165,7 +166,14 @@ def run(sweep: Sweep, task: TaskFunction) -> None:
         # What kept a cell from starting ends the command.
         if isinstance(result._return_value, Exception):
             raise result._return_value
+        statuses.append(result._return_value)
     finish(sweep.configs[0], sweep.manifest, root)
+    if failed := statuses.count("failed"):
+        # Their records are complete, or `finish` had raised.
+        raise CellsFailed(
+            f"{failed} of {len(statuses)} cells failed before anything was computed; the results "
+            "of the earlier run stay"
+        )
 
 
 def _tell_left_out(root: Path, manifest: StudyManifest) -> None:

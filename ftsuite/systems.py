@@ -32,7 +32,7 @@ def differences(trained: Mapping[str, int], evals: EvalsConfig) -> list[str]:
         # One that differs from document to document, or a text that is scored without a prompt.
         if "{{" in facts.description or facts.output_type == "loglikelihood_rolling":
             continue
-        mine = digest_of_system(facts.description)
+        mine = digest_of_system(facts.description or None)
         if mine in trained:
             continue
         if mine:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -34,6 +35,8 @@ BosRule = Literal["template", "tokenizer", "none"]
 FIXED_DATE = "26 Jul 2024"
 FREEZE_DATE = f"{{% macro strftime_now(format) %}}{FIXED_DATE}{{% endmacro %}}{{{{ '' }}}}"
 
+RESERVED = ("messages", "tools", "documents", "add_generation_prompt", "bos_token", "eos_token")
+"""Names that transformers sets itself."""
 THINKING_SWITCH = "enable_thinking"
 """Qwen 3, GLM 4, Nemotron 3 and others write or expect a thought unless this is false."""
 
@@ -64,8 +67,9 @@ def install(tokenizer: Any, config: TemplateConfig) -> str:
     jinja = config.jinja if config.jinja is not None else _own_template(tokenizer)
     if "strftime_now" in jinja and not jinja.startswith(FREEZE_DATE):
         jinja = FREEZE_DATE + jinja
+    read = _switches_of(jinja)
     for switch in config.kwargs:
-        if switch not in jinja:
+        if switch in RESERVED or (read is not None and switch not in read):
             raise ConfigError(
                 f"template.kwargs.{switch}",
                 config.kwargs[switch],
@@ -73,15 +77,53 @@ def install(tokenizer: Any, config: TemplateConfig) -> str:
             )
     tokenizer.chat_template = jinja
     switches = dict(config.kwargs)
-    if THINKING_SWITCH in jinja:
+    if read is not None and THINKING_SWITCH in read:
         switches.setdefault(THINKING_SWITCH, False)
     # Only for this process; tokenizers do not save attributes that they do not know.
     tokenizer.ftsuite_template = Installed(name=config.name, switches=switches)
     tokenizer.ftsuite_dialect = None
     with bounded(config.name):
         place = _system_place(tokenizer, config.system)
+        _check_effect(tokenizer, config)
     tokenizer.ftsuite_template = Installed(name=config.name, switches=switches, place=place)
     return hashlib.sha256(jinja.encode()).hexdigest()
+
+
+def _check_effect(tokenizer: Any, config: TemplateConfig) -> None:
+    """Refuse thinking where it only changes the cue, which prompts do not come from (turns.py)."""
+    if not config.kwargs.get(THINKING_SWITCH):
+        return
+    asked = [{"role": "user", "content": "Hello."}, {"role": "assistant", "content": "Hello."}]
+    written = []
+    for thinking in (config.kwargs[THINKING_SWITCH], False):
+        switches = config.kwargs | {THINKING_SWITCH: thinking}
+        try:
+            written.append(tokenizer.apply_chat_template(asked, tokenize=False, **switches))
+        except Exception as error:  # a template is a program and can raise anything
+            raise DataError(f"template {config.name} failed: {error}") from error
+    if written[0] == written[1]:
+        raise ConfigError(
+            f"template.kwargs.{THINKING_SWITCH}",
+            config.kwargs[THINKING_SWITCH],
+            f"the template {config.name} writes the same conversations with and without it, and "
+            "prompts are taken from conversations; leave it out",
+        )
+
+
+def _switches_of(jinja: str) -> set[str] | None:
+    """The names that a template reads and does not set; None where it does not parse.
+
+    A template that does not parse fails when it is rendered, with the reason.
+    """
+    from jinja2 import Environment, TemplateError, ext, meta
+
+    environment = Environment(extensions=[ext.loopcontrols])
+    # transformers' own tag for the assistant's tokens.
+    plain = re.sub(r"\{%-?\s*(end)?generation\s*-?%\}", "", jinja)
+    try:
+        return meta.find_undeclared_variables(environment.parse(plain))
+    except TemplateError:
+        return None
 
 
 def installed(tokenizer: Any) -> Installed:

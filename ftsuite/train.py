@@ -18,6 +18,7 @@ from ftsuite import (
 )
 from ftsuite.data import load_split
 from ftsuite.errors import ConfigError, DataError
+from ftsuite.packing import trained_tokens
 from ftsuite.records import CurvePoint, TrainSummary
 from ftsuite.trainer import COMPLETE_MARKER, require_head, sft_arguments, sft_trainer
 
@@ -218,7 +219,7 @@ def _summary(
         steps=trainer.state.global_step,
         epochs=round(passes, 4),
         tokens=round(sum(len(s.input_ids) for s in sequences) * passes),
-        trained_tokens=round(sum(sum(s.loss_mask) for s in sequences) * passes),
+        trained_tokens=round(sum(map(trained_tokens, sequences)) * passes),
         trainable_parameters=trainable,
         total_parameters=total,
         final_loss=sum(tail) / len(tail),

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ftsuite import templates
+from ftsuite.bounds import bounded
 from ftsuite.errors import DataError
 
 if TYPE_CHECKING:
@@ -217,7 +218,8 @@ def dialect(tokenizer: Any) -> Dialect:
         DataError: the template drops or changes answers, or nothing ends them.
     """
     if getattr(tokenizer, "ftsuite_dialect", None) is None:
-        tokenizer.ftsuite_dialect = _dialect(tokenizer)
+        with bounded(templates.name(tokenizer)):
+            tokenizer.ftsuite_dialect = _dialect(tokenizer)
     found: Dialect = tokenizer.ftsuite_dialect
     return found
 

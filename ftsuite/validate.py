@@ -69,6 +69,7 @@ def validate(config: RunConfig, passed: set[str] | None = None) -> None:
     _once(passed, _evals, config.evals)
     _once(passed, _probes, config.probes)
     _once(passed, _backend, config.backend)
+    _once(passed, _training_files, config.data, config.evals)
     _once(passed, _gates, config.gates, config.evals)
     _once(passed, _services, config.store, config.tracking)
 
@@ -79,6 +80,13 @@ def _once(passed: set[str], check: Callable[..., None], *parts: object) -> None:
     if mark not in passed:
         check(*parts)
         passed.add(mark)
+
+
+def _training_files(data: DataConfig, evals: EvalsConfig) -> None:
+    found = readers.find_source(data.train, split="train")
+    tasks.check_training_files(
+        readers.file_sha256(found) if isinstance(found, Path) else None, evals
+    )
 
 
 def _check_name(field: str, value: str | None) -> None:

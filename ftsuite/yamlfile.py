@@ -28,7 +28,7 @@ class _StrictLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def check_aliases(text: str) -> None:
+def check_aliases(text: str, Loader: Any = yaml.SafeLoader) -> None:
     """Refuse aliases that make a small file endless.
 
     Raises:
@@ -49,7 +49,7 @@ def check_aliases(text: str) -> None:
             sizes[id(node)] = 1 + sum(map(size, parts))
         return sizes[id(node)]
 
-    node = yaml.compose(text, Loader=yaml.SafeLoader)
+    node = yaml.compose(text, Loader=Loader)
     if node is not None and size(node) > MOST_NODES:
         raise yaml.MarkedYAMLError(problem="aliases of aliases without end")
 

@@ -377,3 +377,19 @@ def test_store_holds_no_absolute_path_of_this_machine(finished: Command) -> None
     ]
     assert len(inputs) == 8
     assert not any(str(finished.model.parent) in json.dumps(one) for one in inputs)
+
+
+def test_a_failure_before_anything_is_computed_leaves_a_complete_record(
+    new_command: Callable[[str], Command], capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = new_command("gone")
+    assert command.here("lora.r=2", "train.max_steps=1") == 0
+    (before,) = command.runs().values()
+    (entry,) = command.store.glob("merge/*/result.json")
+    whole = entry.read_text()
+    entry.write_text(whole.replace("record", "recrd", 1))
+    assert command.here("lora.r=2", "train.max_steps=1") == 1
+    assert "failed before anything was computed" in capsys.readouterr().err
+    assert list(command.runs().values()) == [before]
+    entry.write_text(whole)
+    assert command.here("lora.r=2", "train.max_steps=1") == 0

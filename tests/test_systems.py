@@ -50,6 +50,9 @@ def test_a_task_that_asks_with_a_system_message_that_no_row_has_is_named(tmp_pat
     assert said.startswith("evals.tasks intent_choice_validation, intent_choice: a system message")
     assert "data.system" in said
     assert systems.differences(summary(tmp_path, system=TASK).systems, EVALS) == []
+    # White space is part of a prompt, and an empty message is one.
+    assert systems.differences({data.digest_of_system(TASK + "\n"): 8}, EVALS)
+    assert data.digest_of_system("") != data.digest_of_system(None) == ""
     # Plain text has no prompt at all.
     assert systems.differences({}, EVALS) == []
 

@@ -15,6 +15,7 @@ from conftest import REPOSITORY
 from ftsuite import tasks
 from ftsuite.config import EvalsConfig
 from ftsuite.errors import DataError, FtsuiteError
+from ftsuite.store import file_digest
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -457,3 +458,56 @@ def test_lm_eval_prints_nothing_between_our_lines(
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stderr == ""
+
+
+def test_what_a_group_of_ours_overrides_is_in_the_key(own_evals: Path) -> None:
+    """The task is lm-eval's, and so is its YAML; the number of examples is ours."""
+    (own_evals / "mine").mkdir()
+    found = []
+    for count in (5, 0):
+        (own_evals / "mine" / "grp.yaml").write_text(
+            f"group: mygrp\ntask:\n  - {{task: arc_easy, num_fewshot: {count}}}\n"
+        )
+        found.append(tasks.identity(EvalsConfig(tasks=["mygrp"])))
+    assert found[0] != found[1]
+
+
+def test_files_of_one_name_in_two_folders_are_both_in_the_key(own_evals: Path) -> None:
+    (own_evals / "mine").mkdir()
+    (own_evals / "shared").mkdir()
+    (own_evals / "shared" / "utils.py").write_text("def text(doc):\n    return doc['text']\n")
+    (own_evals / "mine" / "utils.py").write_text("def docs(data):\n    return data\n")
+    (own_evals / "shared" / "base.yaml").write_text("doc_to_text: !function utils.text\n")
+    prose = (own_evals / "prose" / "prose_bpb.yaml").read_text()
+    (own_evals / "mine" / "mine.yaml").write_text(
+        prose.replace("task: prose_bpb", "task: mine").replace(
+            "prose.jsonl", "../prose/prose.jsonl"
+        )
+        + "include: ../shared/base.yaml\nprocess_docs: !function utils.docs\n"
+    )
+    keys = [tasks.identity(EvalsConfig(tasks=["mine"]))]
+    for folder in ("shared", "mine"):
+        with (own_evals / folder / "utils.py").open("a") as file:
+            file.write("# changed\n")
+        keys.append(tasks.identity(EvalsConfig(tasks=["mine"])))
+    assert len({str(key) for key in keys}) == 3
+
+
+def test_a_task_that_scores_the_training_file_is_refused(own_evals: Path) -> None:
+    digest = file_digest(own_evals / "intent" / "test.jsonl")
+    config = EvalsConfig(tasks=["intent_choice"])
+    with pytest.raises(FtsuiteError, match="scores the very file that is trained on"):
+        tasks.check_training_files(digest, config)
+    tasks.check_training_files(file_digest(own_evals / "intent" / "train.jsonl"), config)
+
+
+def test_one_file_under_two_split_names_gives_no_examples(own_evals: Path) -> None:
+    prose = (own_evals / "intent" / "intent_choice.yaml").read_text()
+    assert "test: test.jsonl" in prose or "test.jsonl" in prose
+    leaking = prose.replace("task: intent_choice", "task: leak").replace(
+        "test: test.jsonl", "test: test.jsonl\n    train: test.jsonl"
+    )
+    path = own_evals / "intent" / "leak.yaml"
+    path.write_text(leaking + "training_split: train\nnum_fewshot: 2\n")
+    with pytest.raises(FtsuiteError, match="its splits train and test are one file"):
+        tasks.check(EvalsConfig(tasks=["leak"]))

@@ -383,6 +383,19 @@ def test_a_template_without_end_is_stopped(jinja, monkeypatch):
     templates.install(tiny_tokenizer(), TemplateConfig())
 
 
+def test_a_branch_without_end_is_stopped_where_the_first_rendering_does_not_take_it(monkeypatch):
+    monkeypatch.setattr(bounds, "SECONDS", 0.5)
+    plain = "{% for m in messages %}{{ m.content + eos_token }}{% endfor %}"
+    jinja = (
+        "{% if messages[0].role != 'system' %}" + ENDLESS + "{% set c = a %}{% endfor %}"
+        "{% endfor %}{% endif %}" + plain
+    )
+    tokenizer = tiny_tokenizer()
+    templates.install(tokenizer, TemplateConfig(name="endless", jinja=jinja))
+    with pytest.raises(ConfigError, match="mend its loops"):
+        turns.dialect(tokenizer)
+
+
 def test_data_modules_import_neither_torch_nor_transformers():
     code = (
         "import sys; from ftsuite import data, packing, preview, readers, shapes, templates;"

@@ -185,9 +185,21 @@ def test_thinking_is_off_by_the_templates_own_switch():
     assert "/nothink" in turns.prompt(installed("glm4moe", "own marks"), ONE[:1])
 
 
+@pytest.mark.parametrize("name", ["qwen3", "qwen3_6", "nemotron_3_nano"])
+def test_thinking_that_changes_the_cue_alone_is_refused(name):
+    with pytest.raises(ConfigError, match=r"enable_thinking = True: .* the same conversations"):
+        installed(name, "own marks", kwargs={"enable_thinking": True})
+    off = installed(name, "own marks", kwargs={"enable_thinking": False})
+    assert turns.rows(off, ONE) == turns.rows(installed(name, "own marks"), ONE)
+
+
 def test_a_switch_that_the_template_does_not_read_is_refused():
-    with pytest.raises(ConfigError, match=r"template\.kwargs\.thinkng = False: .* no such switch"):
-        installed("qwen3", "chatml", kwargs={"thinkng": False})
+    # `thinking` is part of a name that it reads.
+    for name in ("thinkng", "thinking"):
+        with pytest.raises(
+            ConfigError, match=rf"template\.kwargs\.{name} = False: .* no such switch"
+        ):
+            installed("qwen3", "chatml", kwargs={name: False})
 
 
 def test_an_earlier_turn_that_the_template_rewrites_is_trained_where_it_is_the_last():

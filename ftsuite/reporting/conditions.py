@@ -110,6 +110,9 @@ def _rows(record: RunRecord, split: SplitSummary) -> str:
     """`160 of 640 rows, a seeded subset`; dropped rows are told apart from those not taken."""
     limit = record.config["data"].get(f"{split.name}_limit")
     taken = split.available if limit is None else min(limit, split.available)
+    if split.conversations:
+        of = f" of {split.available:,}" if split.conversations < split.available else ""
+        return f"{split.rows:,} rows made of {split.conversations:,}{of} conversations"
     if split.rows == split.available:
         return fmt.plural(split.rows, "row") if split.rows < 2 else f"all {split.rows:,} rows"
     text = f"{split.rows:,} of {split.available:,} rows"

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ftsuite import embedded
 from ftsuite.choices import EvalData
 from ftsuite.errors import ConfigError, DataError
+from ftsuite.resources import evals_dir
 from ftsuite.store import digest, file_digest
 from ftsuite.tasks import build, documents, prompts, yaml_checks
 from ftsuite.tasks.facts import (
@@ -60,6 +61,7 @@ def check(config: EvalsConfig) -> None:
         group_facts(name, tasks)
         for task in tasks:
             check_fewshot(task, config)
+            _check_fewshot_files(task, config)
             prompts.check(task)
             _check_fewshot_pool(task, config)
 
@@ -68,6 +70,44 @@ def _check_fewshot_pool(task: TaskFile, config: EvalsConfig) -> None:
     split = fewshot_split(task)
     if documents.is_local(task) and split and (count := fewshot_count(task, config)):
         _require_pool(task.name, count, len(documents.read(task, split)))
+
+
+def _check_fewshot_files(task: TaskFile, config: EvalsConfig) -> None:
+    """Refuse examples from a file that is scored under another split's name.
+
+    Raises:
+        ConfigError: names the task and the splits.
+    """
+    if not fewshot_count(task, config) or "class" in task.config or not documents.is_local(task):
+        return
+    files, pool, scored = documents.data_files(task), fewshot_split(task), scored_split(task)
+    if pool in files and {*map(file_digest, files[pool])} & {*map(file_digest, files[scored])}:
+        raise ConfigError(
+            "evals.num_fewshot",
+            config.num_fewshot,
+            f"{task.name}: its splits {pool} and {scored} are one file, so that examples would be "
+            "drawn from the documents that are scored; give the YAML a fewshot_split of its own",
+        )
+
+
+def check_training_files(train: str | None, config: EvalsConfig) -> None:
+    """Refuse training rows from a file whose documents are scored.
+
+    Args:
+        train: digest of the file of `data.train`; None for a Hub data set.
+        config: the tasks.
+
+    Raises:
+        ConfigError: names the task.
+    """
+    for name in config.tasks:
+        if train is not None and train in scored_documents(name, config):
+            raise ConfigError(
+                "data.train",
+                name,
+                "this task scores the very file that is trained on, so tuned would be scored on "
+                "what it learned by heart; give data.train another file, or leave the task out",
+            )
 
 
 def _require_pool(name: str, count: int, there: int) -> None:
@@ -121,14 +161,21 @@ def identity(config: EvalsConfig) -> dict[str, Any]:
 def _own_identity(task: TaskFile) -> dict[str, Any]:
     """Digests of the YAML, of what it includes and calls, and of its data."""
     if not task.is_own:
-        # lm-eval's version stands for its own YAML.
-        return {"source": EvalData.hub.value}
+        # lm-eval's version stands for its own YAML, but a group of ours may override it.
+        top = evals_dir().resolve()
+        ours = [file_digest(path) for path in task.files if path.resolve().is_relative_to(top)]
+        return {"source": EvalData.hub.value, **({"overrides": ours} if ours else {})}
     found: dict[str, Any] = {"yaml": file_digest(task.path)}
     if includes := [file_digest(path) for path in task.files if path != task.path]:
         found["includes"] = includes
-    # A function may import what lies beside it.
-    folders = {ref.file.parent for ref in functions(task.config) if ref.file.is_file()}
-    if code := {path.name: file_digest(path) for top in folders for path in top.glob("*.py")}:
+    # A function may import what lies beside it; two folders may hold files of one name.
+    folders = sorted({ref.file.parent for ref in functions(task.config) if ref.file.is_file()})
+    code = [
+        [str(path.relative_to(top)), file_digest(path)]
+        for top in folders
+        for path in sorted(top.rglob("*.py"))
+    ]
+    if code:
         found["functions"] = code
     if not documents.is_local(task):
         return found | {"source": EvalData.hub.value}
@@ -165,6 +212,10 @@ def load(config: EvalsConfig, root: Path) -> list[LoadedTask]:
         for task in tasks:
             check_fewshot(task, config)
             built = build.build(task, _documents(name, task, config, root))
+            if hasattr(built, "set_config"):
+                # lm-eval sets it only when it scores; the proof needs the same prompts before.
+                built.set_config("num_fewshot", fewshot_count(task, config))
+                built.set_fewshot_seed(seed=config.fewshot_seed)
             pool = getattr(getattr(built, "sampler", None), "df", None)
             if pool is not None and (count := fewshot_count(task, config)):
                 _require_pool(task.name, count, len(pool))

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import csv
 import functools
-import json
 from typing import TYPE_CHECKING, Any
 
 from ftsuite.errors import DataError, one_line
+from ftsuite.readers import parse_json
 from ftsuite.tasks.index import standard_subject, standard_tasks
 from ftsuite.tasks.yaml_files import shown
 
@@ -143,7 +143,7 @@ def _read_json(path: Path, where: str, _: str) -> list[Document]:
     text = path.read_text(encoding="utf-8-sig")
     if text.lstrip().startswith("["):
         try:
-            values = json.loads(text)
+            values = parse_json(text)
         except ValueError as error:
             raise DataError(f"{where}: malformed JSON ({error}); mend the file") from error
         return [_document(value, f"{where}, row {n}") for n, value in enumerate(values, start=1)]
@@ -153,7 +153,7 @@ def _read_json(path: Path, where: str, _: str) -> list[Document]:
         if not line.strip():
             continue
         try:
-            value = json.loads(line)
+            value = parse_json(line)
         except ValueError as error:
             hint = _looks_like_csv(path, text) if number == 1 else ""
             raise DataError(

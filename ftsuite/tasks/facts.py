@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 Role = Literal["validation", "test"]
 
-VALIDATION_NAME = re.compile(r"(val|dev)", re.IGNORECASE)
+VALIDATION_NAME = re.compile(r"(valid(ation)?|val|dev(elopment)?)([_\W\d].*)?$", re.IGNORECASE)
 TEST_NAME = re.compile(r"test", re.IGNORECASE)
 MOST_NAMED = 8
 """Names that a message lists."""
@@ -118,10 +118,10 @@ def scored_split(task: TaskFile) -> str:
 def _role(task: TaskFile) -> Role:
     """The split's own name decides; where it says nothing, the setting that names it."""
     name = task.config.get("test_split") or task.config.get("validation_split") or ""
+    if TEST_NAME.search(name):
+        return "test"
     if VALIDATION_NAME.match(name):
         return "validation"
-    if TEST_NAME.match(name):
-        return "test"
     return "test" if task.config.get("test_split") else "validation"
 
 

@@ -38,7 +38,7 @@ TYPES: dict[str, tuple[type, ...]] = {
     "metric_list": (list,),
     "filter_list": (list,),
     "metadata": (dict,),
-    "description": (str, FunctionRef),
+    "description": (str,),
     "repeats": (int,),
 }
 """What lm-eval takes for a key, where another type would fail far from here."""

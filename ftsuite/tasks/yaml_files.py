@@ -16,6 +16,7 @@ import yaml
 
 from ftsuite.errors import DataError
 from ftsuite.resources import evals_dir
+from ftsuite.yamlfile import check_aliases
 
 _Base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -123,7 +124,9 @@ def _parse_version(path: Path, changed_ns: int, size: int) -> dict[str, Any]:
     del changed_ns, size
     where = shown(path)
     try:
-        content = yaml.load(path.read_bytes().decode("utf-8-sig"), Loader=_loader(path.parent))
+        text = path.read_bytes().decode("utf-8-sig")
+        check_aliases(text, Loader=_loader(path.parent))
+        content = yaml.load(text, Loader=_loader(path.parent))
     except UnicodeDecodeError as error:
         raise DataError(f"{where}: not UTF-8 text (byte {error.start}); convert it") from error
     except yaml.YAMLError as error:

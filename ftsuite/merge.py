@@ -25,8 +25,8 @@ TRAINED_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.4, "float16": 0.1}
 tokens, and over its trained tokens alone, which may be two or three.
 
 The weights are proved apart (mergecheck.py), so this is what rounding W + BA to the dtype costs.
-Seen on SmolLM2-135M over 16 rows: float32 2e-6 and 2e-5; bfloat16 0.12 and 0.17 (H200), 0.04 a row
-(CPU); float16 0.01 a row (CPU). A model loaded under a wrong configuration costs whole nats.
+Seen on SmolLM2-135M over 16 rows: float32 2e-6 and 2e-5; bfloat16 0.12 and 0.21 (H200, H100), 0.04
+a row (CPU); float16 0.01 a row (CPU). A model loaded under a wrong configuration costs whole nats.
 """
 
 

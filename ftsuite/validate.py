@@ -84,9 +84,8 @@ def _once(passed: set[str], check: Callable[..., None], *parts: object) -> None:
 
 def _training_files(data: DataConfig, evals: EvalsConfig) -> None:
     found = readers.find_source(data.train, split="train")
-    tasks.check_training_files(
-        readers.file_sha256(found) if isinstance(found, Path) else None, evals
-    )
+    if isinstance(found, Path):
+        tasks.check_training_file(data.train, readers.file_sha256(found), evals)
 
 
 def _check_name(field: str, value: str | None) -> None:

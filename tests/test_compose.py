@@ -139,7 +139,7 @@ def test_every_choice_in_conf_composes_and_is_valid(group: str, choice: str) -> 
     # The standard suite's scores are not those that the default gate watches.
     more = ["gates=none"] if group == "evals" and choice == "standard" else []
     if choice == "file":
-        more = ["data.train=evals/intent/test.jsonl"]
+        more = ["data.train=evals/intent/train.jsonl"]
     (config,) = sweeper.compose([f"{group}={choice}", *more]).configs
     written = yaml.safe_load((conf_dir() / group / f"{choice}.yaml").read_text(encoding="utf-8"))
     for key, value in (written or {}).items():

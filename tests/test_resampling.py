@@ -231,11 +231,17 @@ def test_own_functions_share_their_resamples() -> None:
     one, other = [(side["value"], side["replicates"]) for side in sides]
     assert sides[0]["aggregation"] == "test_resampling.median"
     assert one[0] == median(base) and len(one[1]) == metrics.REPLICATES
-    # Every resample of the tuned model is of the same documents: always 0.3 better.
-    found = paired_replicates(one, other, 50)
-    assert found.difference == pytest.approx(0.3)
-    assert (found.low, found.high) == (pytest.approx(0.3), pytest.approx(0.3))
-    assert found.p_value == 0 and found.minimum_detectable is None
+    # Every resample of the tuned model is of the same documents: always 0.3 better. Nothing to
+    # judge by: two documents would give p = 0 else, where swapping them gives 0.5.
+    assert np.subtract(other[1], one[1]) == pytest.approx(0.3)
+    with pytest.raises(ValueError, match="the resamples do not vary"):
+        paired_replicates(one, other, 50)
+
+
+def test_own_functions_cannot_say_more_than_their_documents() -> None:
+    one, other = (0.0, [0.0, 0.001] * 500), (1.0, [1.0, 1.0] * 500)
+    assert paired_replicates(one, other, 4).p_value == 2.0**-3
+    assert paired_replicates(one, other, 50).p_value == 1 / 1001
 
 
 def test_own_functions_interval_is_students() -> None:

@@ -71,7 +71,9 @@ def test_columns_have_other_names():
 
 
 def test_no_shape_fits():
-    with pytest.raises(DataError, match=r"a\.json: the columns foo, bar fit no known shape.*set"):
+    with pytest.raises(
+        DataError, match=r"a\.json: the columns 'foo', 'bar' fit no known shape.*set"
+    ):
         shapes.detect_shape(["foo", "bar"], COLUMNS, "a.json")
 
 
@@ -86,7 +88,7 @@ def test_no_shape_fits():
     ],
 )
 def test_a_missing_column_names_those_that_are_there(row, shape, missing):
-    there = ", ".join(row)
+    there = ", ".join(map(repr, row))
     with pytest.raises(DataError, match=f"row 7: no column '{missing}', only {there}; set data"):
         to_messages(row, shape)
 

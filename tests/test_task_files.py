@@ -113,7 +113,7 @@ def works(tmp_path: Path, name: str = "mine", **settings: Any) -> Any:
         ({"dataset_kwargs": "{data_files: {test: no.jsonl}}"}, "evals/mine/no.jsonl: missing"),
         ({"num_fewshot": "-1"}, "num_fewshot: -1 is not a number of 0 or more"),
         ({"num_fewshot": "2"}, "mine asks for 2 examples and would draw its"),
-        ({"num_fewshot": "9", "fewshot_split": "train"}, "mine has only 6 examples to draw from"),
+        ({"num_fewshot": "9", "fewshot_split": "train"}, "its splits train and test are one file"),
         ({"include": "base.yaml"}, "include: base.yaml: no such file"),
         ({"include": "mine.yaml"}, "includes itself"),
         ({"class": "!function f.Task"}, "tasks written in Python are not supported here"),
@@ -406,6 +406,7 @@ def test_real_data_sets_as_own_tasks(mine: Path, tmp_path: Path) -> None:
         "def choices(doc):\n"
         "    return [doc['Best Answer'], *doc['Incorrect Answers'].split('; ')]\n"
     )
+    # One row ends in '; ', which makes an empty choice.
     change(
         mine,
         dataset_path="csv",
@@ -415,6 +416,13 @@ def test_real_data_sets_as_own_tasks(mine: Path, tmp_path: Path) -> None:
         doc_to_text='"Q: {{Question}}"',
         doc_to_choice="!function f.choices",
         doc_to_target="0",
+    )
+    with pytest.raises(DataError, match="document 319: doc_to_choice gives an empty text"):
+        works(tmp_path)
+    (mine / "f.py").write_text(
+        "def choices(doc):\n"
+        "    wrong = [text for text in doc['Incorrect Answers'].split('; ') if text]\n"
+        "    return [doc['Best Answer'], *wrong]\n"
     )
     (loaded,) = works(tmp_path)
     assert (len(loaded.task.eval_docs), loaded.facts.role) == (817, "validation")
@@ -478,7 +486,7 @@ def test_files_of_one_name_in_two_folders_are_both_in_the_key(own_evals: Path) -
     (own_evals / "shared" / "utils.py").write_text("def text(doc):\n    return doc['text']\n")
     (own_evals / "mine" / "utils.py").write_text("def docs(data):\n    return data\n")
     (own_evals / "shared" / "base.yaml").write_text("doc_to_text: !function utils.text\n")
-    prose = (own_evals / "prose" / "prose_bpb.yaml").read_text()
+    prose = (own_evals / "prose" / "prose_bpb.yaml").read_text().replace('doc_to_text: ""\n', "")
     (own_evals / "mine" / "mine.yaml").write_text(
         prose.replace("task: prose_bpb", "task: mine").replace(
             "prose.jsonl", "../prose/prose.jsonl"
@@ -496,9 +504,10 @@ def test_files_of_one_name_in_two_folders_are_both_in_the_key(own_evals: Path) -
 def test_a_task_that_scores_the_training_file_is_refused(own_evals: Path) -> None:
     digest = file_digest(own_evals / "intent" / "test.jsonl")
     config = EvalsConfig(tasks=["intent_choice"])
-    with pytest.raises(FtsuiteError, match="scores the very file that is trained on"):
-        tasks.check_training_files(digest, config)
-    tasks.check_training_files(file_digest(own_evals / "intent" / "train.jsonl"), config)
+    with pytest.raises(FtsuiteError, match=r"data\.train = 'my\.jsonl': the task intent_choice"):
+        tasks.check_training_file("my.jsonl", digest, config)
+    other = file_digest(own_evals / "intent" / "train.jsonl")
+    tasks.check_training_file("my.jsonl", other, config)
 
 
 def test_one_file_under_two_split_names_gives_no_examples(own_evals: Path) -> None:

@@ -90,23 +90,24 @@ def _check_fewshot_files(task: TaskFile, config: EvalsConfig) -> None:
         )
 
 
-def check_training_files(train: str | None, config: EvalsConfig) -> None:
+def check_training_file(train: str, sha256: str, config: EvalsConfig) -> None:
     """Refuse training rows from a file whose documents are scored.
 
     Args:
-        train: digest of the file of `data.train`; None for a Hub data set.
+        train: the file, as `data.train` names it.
+        sha256: of its content.
         config: the tasks.
 
     Raises:
         ConfigError: names the task.
     """
     for name in config.tasks:
-        if train is not None and train in scored_documents(name, config):
+        if sha256 in scored_documents(name, config):
             raise ConfigError(
                 "data.train",
-                name,
-                "this task scores the very file that is trained on, so tuned would be scored on "
-                "what it learned by heart; give data.train another file, or leave the task out",
+                train,
+                f"the task {name} scores this very file, so tuned would be scored on what it "
+                "learned by heart; name another file, or leave the task out",
             )
 
 

@@ -137,7 +137,10 @@ def check_label(where: str, choices: Any, label: Any) -> None:
     """
     is_texts = isinstance(choices, list) and all(isinstance(one, str) and one for one in choices)
     if not is_texts or not choices:
-        raise DataError(f"{where}: doc_to_choice gives no list of texts; mend it or the document")
+        what = (
+            "an empty text" if isinstance(choices, list) and "" in choices else "no list of texts"
+        )
+        raise DataError(f"{where}: doc_to_choice gives {what}; mend it or the document")
     for one in label if isinstance(label, list) else [label]:
         is_number = isinstance(one, int) and not isinstance(one, bool)
         if is_number and 0 <= one < len(choices):

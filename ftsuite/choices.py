@@ -47,6 +47,16 @@ class Attention(StrEnum):
     flash_attention_2 = "flash_attention_2"
 
 
+class Answers(StrEnum):
+    """What the answers of a data set are, which decides how held-out rows are scored."""
+
+    auto = "auto"
+    labels = "labels"
+    json = "json"
+    number = "number"
+    text = "text"
+
+
 class Shape(StrEnum):
     """How a row holds its conversation."""
 

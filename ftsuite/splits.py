@@ -76,11 +76,11 @@ class Pool:
         self.spool = Spool(folder)
         self._digests = bytearray()
 
-    def append(self, messages: Conversation) -> None:
-        """Add a conversation."""
+    def append(self, messages: Conversation, group: str = "") -> None:
+        """Add a conversation, and the value of `data.group` in its row."""
         text = f"{self._seed} {json.dumps(messages, sort_keys=True)}"
         self._digests += hashlib.sha256(text.encode()).digest()
-        self.spool.append(json.dumps(messages).encode())
+        self.spool.append(json.dumps([messages, group]).encode())
 
     def __len__(self) -> int:
         return len(self.spool)
@@ -129,8 +129,16 @@ class Conversations(Rows["Conversation"]):
     def __getitem__(self, number: int | slice) -> Conversation | Conversations:
         if isinstance(number, slice):
             return Conversations(self._pool, self._numbers[number], self._system)
-        messages: Conversation = json.loads(self._pool.spool[int(self._numbers[number])])
+        messages, _ = self._row(number)
         return shapes.inject_system(messages, self._system)
+
+    def group(self, number: int) -> str:
+        """The value of `data.group` in the row; empty where no such column is named."""
+        return self._row(number)[1]
+
+    def _row(self, number: int) -> tuple[Conversation, str]:
+        messages, group = json.loads(self._pool.spool[int(self._numbers[number])])
+        return messages, group
 
 
 def cut(whole: dict[SplitName, Pool], data: DataConfig) -> dict[SplitName, Conversations]:

@@ -138,7 +138,7 @@ def another(value: Any, kind: Any) -> Any:
         return value | {"x": 1}
     assert value is None
     assert isinstance(kind, types.UnionType)
-    return {str: "x", int: 7, float: 0.5}[typing.get_args(kind)[0]]
+    return {str: "x", int: 7, float: 0.5, bool: True}[typing.get_args(kind)[0]]
 
 
 LEAVES = list(leaves(RunConfig()))

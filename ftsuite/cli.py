@@ -91,12 +91,12 @@ def _before_a_run(commands: Commands) -> None:
     )
     plan = commands.add_parser(
         "plan",
-        parents=[_store_option(), _json_option()],
+        parents=[_store_option(), _json_option(), _config_option()],
         help="what a sweep will compute, and what it costs",
     )
     preview = commands.add_parser(
         "preview",
-        parents=[_store_option()],
+        parents=[_store_option(), _config_option()],
         help="show rendered training rows and their trained tokens",
     )
     for command in (run, plan, preview):
@@ -138,7 +138,7 @@ def _machine(commands: Commands) -> None:
         "--network", action="store_true", help="also ask the Hub and the package registry"
     )
     fetch = commands.add_parser(
-        "fetch", parents=[_store_option()], help="fetch and convert a base model"
+        "fetch", parents=[_store_option(), _config_option()], help="fetch and convert a base model"
     )
     wanted = fetch.add_mutually_exclusive_group()
     wanted.add_argument(
@@ -155,6 +155,14 @@ def _store_option() -> argparse.ArgumentParser:
         "--store", metavar="DIR", help="folder of the store (default: $FTSUITE_STORE, or outputs)"
     )
     return shared
+
+
+def _config_option() -> argparse.ArgumentParser:
+    option = argparse.ArgumentParser(add_help=False)
+    option.add_argument(
+        "--config-dir", metavar="DIR", help="a folder with configuration groups of your own"
+    )
+    return option
 
 
 def _json_option() -> argparse.ArgumentParser:

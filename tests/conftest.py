@@ -102,7 +102,7 @@ def own_evals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of evals/ that a test may change."""
     folder = tmp_path / "evals"
     shutil.copytree(resources.evals_dir(), folder)
-    for module in (index, yaml_files, tasks):
+    for module in (index, yaml_files):
         monkeypatch.setattr(module, "evals_dir", lambda: folder)
     return folder
 

@@ -25,6 +25,7 @@ COMMANDS = {
     "run": "ftsuite.commands.run:run",
     "plan": "ftsuite.commands.plan:plan",
     "preview": "ftsuite.commands.preview:preview",
+    "example": "ftsuite.commands.example:example",
     "runs": "ftsuite.commands.runs:runs",
     "show": "ftsuite.commands.show:show",
     "compare": "ftsuite.commands.compare:compare",
@@ -34,6 +35,8 @@ COMMANDS = {
 }
 """Command → the function that runs it, imported when it is asked for."""
 
+EXAMPLES = ("labels", "text", "json", "numbers", "chat")
+"""Kinds of data files that `ftsuite example` writes."""
 STATUSES = ("complete", "failed", "running", "interrupted")
 OVERRIDES_HELP = "Hydra overrides, such as +sweep=lora_rank lora.dropout=0.1"
 RUN_HELP = "run id or the start of one, or study/label; `ftsuite runs` lists them"
@@ -98,6 +101,13 @@ def _before_a_run(commands: Commands) -> None:
         "preview",
         parents=[_store_option(), _config_option()],
         help="show rendered training rows and their trained tokens",
+    )
+    example = commands.add_parser("example", help="write a small data file to try the suite on")
+    example.set_defaults(store=None)
+    example.add_argument("kind", choices=EXAMPLES, help="what the answers are")
+    example.add_argument("file", metavar="FILE", help="where to; .csv or .jsonl")
+    example.add_argument(
+        "--rows", type=_count, default=200, metavar="N", help="rows (default and most: 200)"
     )
     for command in (run, plan, preview):
         command.add_argument("overrides", nargs="*", metavar="OVERRIDE", help=OVERRIDES_HELP)

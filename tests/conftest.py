@@ -20,7 +20,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import pytest
 from tiny import save_tiny_model, write_jsonl
 
-from ftsuite import jsonfile, resources, study, tasks
+from ftsuite import jsonfile, resources, study
 from ftsuite.__main__ import main
 from ftsuite.choices import Device, Shape
 from ftsuite.config import (

@@ -86,7 +86,7 @@ def _requests(
     config = task.config
     kind = task.output_type
     text = _field(config, "doc_to_text", row, columns, where)
-    if earlier := row.get((config.get("metadata") or {}).get("turns", "")):
+    if earlier := row.get(task.metadata.get("turns", "")):
         text = "\n".join(message["content"] for message in json.loads(earlier))
     target = _field(config, "doc_to_target", row, columns, where)
     description = config.get("description")

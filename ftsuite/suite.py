@@ -105,21 +105,19 @@ def _list_tasks(evals: EvalsConfig, built: HeldOut | None) -> None:
 def _drop_of_others(config: RunConfig, typed: Collection[str]) -> None:
     """Drop limits, gates and metrics of tasks that were taken out, but nothing that was typed."""
     evals, gates = config.evals, config.gates
-    is_shorter = bool(evals.remove) or "evals.tasks" in typed
-    if is_shorter:
-        if not _is_typed("evals.limits", typed):
-            evals.limits = {k: v for k, v in evals.limits.items() if k in evals.tasks}
-        if not _is_typed("evals.watch", typed):
-            evals.watch = [name for name in evals.watch if _task_of(name) in evals.tasks]
+
+    def stays(field: str, name: str) -> bool:
+        return _task_of(name) in evals.tasks or field in typed or f"{field}.{name}" in typed
+
+    if evals.remove or "evals.tasks" in typed:
+        evals.limits = {k: v for k, v in evals.limits.items() if stays("evals.limits", k)}
+        evals.watch = [name for name in evals.watch if stays("evals.watch", name)]
         for field in DECIDING:
-            if _task_of(getattr(evals, field)) not in evals.tasks and f"evals.{field}" not in typed:
+            if not stays(f"evals.{field}", getattr(evals, field)):
                 setattr(evals, field, "")
-    if not _is_typed("gates", typed):
-        gates.max_worse = {k: v for k, v in gates.max_worse.items() if _task_of(k) in evals.tasks}
-
-
-def _is_typed(key: str, typed: Collection[str]) -> bool:
-    return any(one == key or one.startswith(f"{key}.") for one in typed)
+    # The default gates are on a task that other evals may lack.
+    if "gates" not in typed:
+        gates.max_worse = {k: v for k, v in gates.max_worse.items() if stays("gates.max_worse", k)}
 
 
 def _task_of(name: str) -> str:

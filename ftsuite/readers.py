@@ -116,7 +116,8 @@ def _hint(path: Path) -> str:
         return ""
     if kind is Kind.other:
         return ', and plain text has no rows: write a .jsonl with {"text": "…"} a row'
-    return f" ({kind.value}: {filekind.REMEDIES[kind]})"
+    unpack = "unpack it and " if path.suffix.lower() == textfile.GZIP else ""
+    return f" ({kind.value}: {unpack}{filekind.REMEDIES[kind]})"
 
 
 def file_sha256(path: Path) -> str:

@@ -42,21 +42,29 @@ def read_csv(path: Path, name: str, form: TextFormat, notes: list[str]) -> Itera
     Raises:
         DataError: not CSV, not in the encoding, or rows of other lengths than the first line.
     """
-    kind = filekind.of(path, form.encoding)
-    if kind in (Kind.tsv, Kind.bars, Kind.json):
+    _refuse_json(path, name, form)
+    separator = _separator(path, name, form)
+    if separator not in ",;":
+        kind = filekind.SEPARATED[separator.encode()]
         raise DataError(f"{name}: not CSV but {kind.value}; {filekind.REMEDIES[kind]}")
-    separator = _comma_or_semicolon(path, name, form, kind)
     return _rows(path, name, form, separator, notes)
 
 
 def read_tsv(path: Path, name: str, form: TextFormat, notes: list[str]) -> Iterator[dict[str, str]]:
     """Give the rows of a file with tabs between its cells; else as `read_csv`."""
-    kind = filekind.of(path, form.encoding)
-    if kind in (Kind.csv, Kind.semicolons, Kind.bars, Kind.json):
+    _refuse_json(path, name, form)
+    counts = _counts(path, form)
+    if not counts["\t"] and any(counts.values()):
+        kind = filekind.SEPARATED[max(counts, key=lambda sign: counts[sign]).encode()]
         raise DataError(
             f"{name}: not columns separated by tabs but {kind.value}; {filekind.REMEDIES[kind]}"
         )
     return _rows(path, name, form, "\t", notes)
+
+
+def _refuse_json(path: Path, name: str, form: TextFormat) -> None:
+    if (kind := filekind.of(path, form.encoding)) is Kind.json:
+        raise DataError(f"{name}: not CSV but {kind.value}; {filekind.REMEDIES[kind]}")
 
 
 def _rows(
@@ -111,19 +119,27 @@ def _plain_words(error: csv.Error) -> str:
     return next((plain for said, plain in words.items() if said in str(error)), str(error))
 
 
-def _comma_or_semicolon(path: Path, name: str, form: TextFormat, kind: Kind) -> str:
+def _counts(path: Path, form: TextFormat) -> dict[str, int]:
+    """How often each separator stands in the first line that is not blank."""
     with textfile.open_text(path, form.encoding) as file:
-        counts = filekind.separators(file.readline().encode())
-    if not counts[b";"] or not counts[b","]:
-        return ";" if kind is Kind.semicolons else ","
-    # Both stand in the first line: a header has known names, and rows are of one length.
-    fitting = [sign for sign in ",;" if _is_regular(path, name, form, sign)]
-    if len(fitting) == 1:
-        return fitting[0]
-    raise DataError(
-        f"{name}: commas and semicolons stand in its first line, and both or neither may separate "
-        "its cells; save it with quotation marks around cells that have one, or with tabs, as .tsv"
-    )
+        first = next(filter(str.strip, file), "")
+    found = filekind.separators(first.encode("utf-8", "replace"))
+    return {sign.decode(): count for sign, count in found.items()}
+
+
+def _separator(path: Path, name: str, form: TextFormat) -> str:
+    """What separates the cells; a comma where there is one column."""
+    there = [sign for sign, count in _counts(path, form).items() if count]
+    if len(there) > 1:
+        # A header has known names, and rows are of one length.
+        there = [sign for sign in there if _is_regular(path, name, form, sign)]
+        if len(there) != 1:
+            raise DataError(
+                f"{name}: several of comma, semicolon, tab and | stand in its first line, and it "
+                "cannot be told which separates its cells; put quotation marks around cells that "
+                "have one, or save it with tabs, as .tsv"
+            )
+    return there[0] if there else ","
 
 
 def _is_regular(path: Path, name: str, form: TextFormat, separator: str) -> bool:

@@ -33,6 +33,8 @@ class Kind(StrEnum):
     other = "other text"
 
 
+SEPARATED = {b",": Kind.csv, b"\t": Kind.tsv, b";": Kind.semicolons, b"|": Kind.bars}
+"""Kinds by what stands between their cells."""
 NOT_TEXT = {
     Kind.parquet: "a Parquet file; name it .parquet",
     Kind.archive: "a ZIP archive or an Excel workbook; save it as CSV, UTF-8",
@@ -79,16 +81,15 @@ def of(path: Path, encoding: str = "utf-8") -> Kind:
     if text.startswith((b"{", b"[")):
         return Kind.json
     counts = separators(text)
-    kinds = {b",": Kind.csv, b"\t": Kind.tsv, b";": Kind.semicolons, b"|": Kind.bars}
-    most = max(kinds, key=lambda sign: counts[sign])
-    return kinds[most] if counts[most] else Kind.other
+    most = max(counts, key=lambda sign: counts[sign])
+    return SEPARATED[most] if counts[most] else Kind.other
 
 
 def separators(text: bytes) -> dict[bytes, int]:
     """Return how often each separator stands in the first line, outside of quotation marks."""
     first = text.splitlines()[0] if text else b""
     bare = QUOTED.sub(b"", first)
-    return {sign: bare.count(sign) for sign in (b",", b"\t", b";", b"|")}
+    return {sign: bare.count(sign) for sign in SEPARATED}
 
 
 def _is_wide(head: bytes) -> bool:

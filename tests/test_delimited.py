@@ -90,22 +90,31 @@ def test_names_are_stripped_and_cells_are_not(tmp_path):
     assert read(path)[0] == [{"question": "Why?", "answer": " because"}]
 
 
-def test_a_quoted_comma_in_the_header_separates_nothing(tmp_path):
-    path = write(tmp_path / "a.csv", '"text, long";label\nHello, you;greet\n')
-    assert read(path, header=True)[0] == [{"text, long": "Hello, you", "label": "greet"}]
+def test_a_quoted_separator_in_the_header_separates_nothing(tmp_path):
+    expected = [{"text, long": "Hello, you", "label": "greet"}]
+    for name, separator in (("a.csv", ";"), ("a.tsv", "\t")):
+        text = f'"text, long"{separator}label\nHello, you{separator}greet\n'
+        assert read(write(tmp_path / name, text), header=True)[0] == expected
+    one = write(tmp_path / "b.tsv", '"text, long"\nHello, you\n')
+    assert read(one, header=True)[0] == [{"text, long": "Hello, you"}]
 
 
-def test_commas_and_semicolons_in_the_first_line(tmp_path):
-    """The ones that give equally long rows separate; where both do, nobody can tell."""
+def test_several_separators_in_the_first_line(tmp_path):
+    """The one that gives equally long rows separates; where two do, nobody can tell."""
     rows = "Hello, you;greet\nBye;leave\nHi;greet\n"
     assert read(write(tmp_path / "a.csv", rows))[0][0] == {"1": "Hello, you", "2": "greet"}
-    rows = 'a;b,greet\nBye,leave\n"x",greet\n'
-    assert read(write(tmp_path / "b.csv", rows))[0][0] == {"1": "a;b", "2": "greet"}
+    rows = 'a;b|c|d,greet\nBye,leave\n"x",greet\n'
+    assert read(write(tmp_path / "b.csv", rows))[0][0] == {"1": "a;b|c|d", "2": "greet"}
     named = read(write(tmp_path / "c.csv", "question,answer;short\na,b\n"), header=True)[0]
     assert named == [{"question": "a", "answer;short": "b"}]
-    message = fails(write(tmp_path / "d.csv", "Hello, you;greet\nHi, you;greet\n"))
-    assert "commas and semicolons stand in its first line" in message
-    assert "Hello" not in message
+    rows = "Hello, you, there\tgreet\nBye\tleave\nHi\tgreet\n"
+    assert "separated by tabs; name it .tsv" in fails(write(tmp_path / "d.csv", rows))
+    expected = {"1": "Hello, you, there", "2": "greet"}
+    assert read(write(tmp_path / "d.tsv", rows))[0][0] == expected
+    for rows in ("Hello, you;greet\nHi, you;greet\n", "a, b\tc\nd, e\tc\n"):
+        message = fails(write(tmp_path / "e.csv", rows))
+        assert "it cannot be told which separates its cells" in message
+        assert "Hello" not in message
 
 
 INTENTS = "Where is my parcel,delivery\nI paid twice,payment\nStill no parcel,delivery\n"

@@ -153,13 +153,17 @@ def _notes(layout: Layout, seen: _Seen, group: str | None) -> list[str]:
         *dict.fromkeys(seen.notes),
         *layout.notes,
         *([f"columns not used: {listed(ignored)}"] if ignored else []),
-        *(f"{what} ({count:,} times)" for what, count in seen.said.items()),
+        *(f"{what} ({_counted(count, 'value')})" for what, count in seen.said.items()),
         *(
-            [f"{seen.groupless:,} rows have no value in {group!r} and are in no group"]
+            [f"no value in {group!r}, so in no group: {_counted(seen.groupless, 'row')}"]
             if seen.groupless
             else []
         ),
     ]
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def _unusable(messages: Conversation) -> str | None:

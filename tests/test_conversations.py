@@ -69,11 +69,11 @@ def test_a_table_without_a_header_is_read_and_said(tmp_path):
 @pytest.mark.parametrize(
     ("answers", "expected", "said"),
     [
-        ([0, 1, -12], ["0", "1", "-12"], "whole numbers in 'label' are read as text (3 times)"),
+        ([0, 1, -12], ["0", "1", "-12"], "whole numbers in 'label' are read as text (3 values)"),
         ([0.1, 2.0, 1e16], ["0.1", "2.0", "1e+16"], "numbers with a point in 'label' are read as"),
-        ([True, False], ["true", "false"], "true and false in 'label' are read as text (2 times)"),
-        ([{"é": [1, None]}], ['{"é": [1, null]}'], "JSON objects in 'label' are read as text (1 t"),
-        ([["a", "ö"], []], ['["a", "ö"]', "[]"], "JSON arrays in 'label' are read as text (2 tim"),
+        ([True, False], ["true", "false"], "true and false in 'label' are read as text (2 values)"),
+        ([{"é": [1, None]}], ['{"é": [1, null]}'], "JSON objects in 'label' are read as text (1 v"),
+        ([["a", "ö"], []], ['["a", "ö"]', "[]"], "JSON arrays in 'label' are read as text (2 val"),
     ],
 )
 def test_answers_that_are_no_text_become_text_and_are_counted(
@@ -93,7 +93,7 @@ def test_answers_that_are_no_text_become_text_and_are_counted(
 def test_questions_may_be_numbers(tmp_path):
     found = read(write_jsonl(tmp_path / "a.jsonl", [{"question": 5, "answer": "five"}]))
     assert texts(found) == [["5", "five"]]
-    assert found.notes == ("whole numbers in 'question' are read as text (1 times)",)
+    assert found.notes == ("whole numbers in 'question' are read as text (1 value)",)
 
 
 @pytest.mark.parametrize(
@@ -138,10 +138,10 @@ def test_sharegpt_is_read_and_said(tmp_path):
     assert found.notes == (
         "'conversations' holds the messages",
         "columns not used: 'id'",
-        "the keys 'from' and 'value' of messages are read as role and content (5 times)",
-        "messages of the role 'human' are read as user (2 times)",
-        "messages of the role 'gpt' are read as assistant (2 times)",
-        "messages of the role 'bot' are read as assistant (1 times)",
+        "the keys 'from' and 'value' of messages are read as role and content (5 values)",
+        "messages of the role 'human' are read as user (2 values)",
+        "messages of the role 'gpt' are read as assistant (2 values)",
+        "messages of the role 'bot' are read as assistant (1 value)",
     )
     rows = [{"conversations": [{"from": "tool", "value": "x"}, *turns]}]
     with pytest.raises(DataError, match="message 1: the role 'tool' is none of system, user, ass"):
@@ -165,7 +165,7 @@ def test_groups_travel_as_text_and_rows_without_one_are_counted(tmp_path):
     rows = [*[pair | {"region": value} for value in values], pair]
     found = read(write_jsonl(tmp_path / "a.jsonl", rows), group="region")
     assert groups(found) == ["north", "3", "2.5", "true", "", "", ""]
-    assert found.notes == ("3 rows have no value in 'region' and are in no group",)
+    assert found.notes == ("no value in 'region', so in no group: 3 rows",)
     assert groups(read(tmp_path / "a.jsonl")) == [""] * 7
     for value in (["a"], {"a": 1}, math.nan):
         path = write_jsonl(tmp_path / "a.jsonl", [pair | {"region": value}])
@@ -220,7 +220,7 @@ def test_other_files_in_another_format_and_order(tmp_path):
     assert texts(found, "test") == [["c", "1"]]
     assert found.notes[1:] == (
         "columns not used: 'note'",
-        "whole numbers in 'label' are read as text (1 times)",
+        "whole numbers in 'label' are read as text (1 value)",
     )
 
 

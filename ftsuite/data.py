@@ -116,8 +116,9 @@ def build(
         DataError: a file, row or split cannot be used.
     """
     dropped = Counter[str]()
-    whole, shape = conversations.read(data, dropped, scratch, cell)
-    notes = overlap_notes(whole, data)
+    read = conversations.read(data, dropped, scratch, cell)
+    whole = read.pools
+    notes = [*read.notes, *overlap_notes(whole, data)]
     complete = cut(whole, data)
     # After the cut: a system message must not move rows from one split to another.
     subsets = {
@@ -151,7 +152,7 @@ def build(
     return splits, DataSummary(
         source=conversations.public_name(data.train),
         source_sha256=source_sha256(data),
-        shape=shape.value,
+        shape=read.layout.shape.value,
         splits=tuple(split.summary() for split in splits),
         dropped=dict(dropped),
         packing=packing.strategy.value,

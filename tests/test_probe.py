@@ -71,7 +71,8 @@ def test_shipped_probes_are_whole(path: Path) -> None:
     (found,) = probefiles.read_probes(ProbesConfig(files=[path.stem]))
     assert found.name == path.stem
     assert found.description
-    assert found.system == found.system.strip()
+    (system,) = found.systems
+    assert system.text == system.text.strip()
     assert len(found.prompts) == len(set(found.prompts)) >= 5
     assert found.checks
     assert found.contrasts
@@ -99,8 +100,8 @@ def test_the_configured_probes_are_there() -> None:
         ({"check": [{"kind": "json"}]}, "check"),
         ({"contrasts": [{"prompt": "a", "wanted": "b"}]}, "plain"),
         ({"contrasts": [{"prompt": "a", "wanted": "b", "plain": "c", "x": "d"}]}, "x"),
-        ({"checks": [{"kind": "wrods"}]}, "choose one of words, regex, json, length"),
-        ({"checks": [{"kind": "words", "any_of": "arr"}]}, "not a words check"),
+        ({"checks": [{"kind": "wrods"}]}, "choose one of words, none_of, regex, json, length"),
+        ({"checks": [{"kind": "words", "any_of": "arr"}]}, "any_of: must be a list"),
     ],
 )
 def test_a_wrong_probe_file_is_refused(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
@@ -204,7 +205,8 @@ def test_contrasts_are_mean_log_likelihoods_a_token() -> None:
     tokenizer = tiny_tokenizer()
     model = tiny_llama(tokenizer)
     contrasts = [probefiles.Contrast(**one) for one in PROBE["contrasts"]]
-    one = probefiles.Probe(name="tiny", system=SYSTEM, prompts=["x"], contrasts=contrasts)
+    systems = [probefiles.SystemPrompt(text=SYSTEM)]
+    one = probefiles.Probe(name="tiny", systems=systems, prompts=["x"], contrasts=contrasts)
     # Four rows a batch: prompts and answers of different lengths share one.
     found = probe._contrasts(one, model, tokenizer, ProbesConfig(batch_size=4))
     assert [(c.prompt, c.with_system) for c in found] == [

@@ -93,8 +93,14 @@ def test_words_of_other_scripts_are_found(word: str, answer: str, found: bool) -
 # --- no answer at all -----------------------------------------------------------------------
 
 SENTENCE = "I am a pirate, and I sail the seven seas. "
-# Endings of greedy answers of SmolLM2-135M-Instruct, which went on so to the token limit.
 LOOPS = [
+    # Greedy answers of SmolLM2-135M-Instruct, to the token limit: to "Say yes.", "Laugh." and such.
+    "I'm a pirate, " * 12,
+    "Aye, " * 40 + "a",
+    "Oh, the joy of life,\nA moment of pure bliss,\n" + "A moment of joy,\n" * 20 + "A moment",
+    "1" + "0" * 150,
+    "The the the the the the the the\n\nThe the the\n\nThe the\n\nThe",
+    # By hand.
     "the the the the the the",
     "ahoy " * 20,
     "Ahoy, matey! " * 8,

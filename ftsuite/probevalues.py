@@ -49,7 +49,7 @@ def text(value: object, place: str) -> str:
     if isinstance(value, bool):
         words, example = TRUTH[value]
         raise DataError(
-            f"{said}: YAML reads {words} without quotes so; put the word in quotes, such as "
+            f"{said}, as which YAML reads {words} without quotes; put the word in quotes, such as "
             f'"{example}"'
         )
     if isinstance(value, int | float | datetime.date):

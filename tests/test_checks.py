@@ -261,8 +261,8 @@ def test_an_unknown_kind_is_refused(kind: Any, said: str) -> None:
         # YAML's `any_of: [ahoy, yes, no, 7, 2001-02-03, , a: b]`.
         (
             {"kind": "words", "any_of": ["ahoy", True]},
-            "checks[0].any_of[1]: must be a text, and is the truth value true: YAML reads yes, on "
-            'and true without quotes so; put the word in quotes, such as "yes"',
+            "checks[0].any_of[1]: must be a text, and is the truth value true, as which YAML reads "
+            'yes, on and true without quotes; put the word in quotes, such as "yes"',
         ),
         (
             {"kind": "none_of", "words": [False]},

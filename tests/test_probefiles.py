@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,10 @@ def read(path: Path, content: str | bytes | dict[str, Any]) -> list[probefiles.P
         ({"checks": [{"kind": "json"}, {"kind": "wrods"}]}, "checks[1].kind: is the text 'wrods'"),
         ({"checks": ["json"]}, "checks[0]: must be a mapping with kind and its keys"),
         # What YAML makes of `no`, 7, `Hello: you` and nothing.
-        ({"prompts": [False]}, "prompts[0]: must be a text, and is the truth value false: YAML"),
+        (
+            {"prompts": [False]},
+            "prompts[0]: must be a text, and is the truth value false, as which",
+        ),
         ({"name": 7}, "name: must be a text, and is the number 7"),
         ({"description": None}, "description: must be a text, and is nothing (null)"),
         (
@@ -133,7 +137,7 @@ def test_several_system_prompts_with_checks_and_contrasts_of_their_own(tmp_path:
         ({"a": {"sytem": "b"}}, "systems.a: there is no key 'sytem'; did you mean system?"),
         ({"a": {"checks": []}}, "systems.a: the key system is missing"),
         ({"a": {"system": 3}}, "systems.a.system: must be a text, and is the number 3"),
-        ({True: "b"}, "systems: name: must be a text, and is the truth value true: YAML reads"),
+        ({True: "b"}, "systems: name: must be a text, and is the truth value true, as which"),
         ({"a/b": "c"}, "'a/b' must be 1 to 100 letters"),
         (
             {"a": {"system": "b", "checks": [{"kind": "json"}, {"kind": "words", "any_of": [1]}]}},
@@ -294,3 +298,43 @@ def test_a_pattern_that_backtracks_for_ever_is_stopped(pattern: str, tmp_path: P
     with pytest.raises(StageError, match="repeats inside repeats"):
         read(tmp_path / "tiny.yaml", {"checks": [{"kind": "regex", "pattern": pattern}]})
     assert time.monotonic() - started < 60
+
+
+# --- docs/probes.md -------------------------------------------------------------------------
+
+DOCS = (Path(__file__).parents[1] / "docs" / "probes.md").read_text(encoding="utf-8")
+
+
+def test_the_documentations_files_are_probes(tmp_path: Path) -> None:
+    files = [block for block in re.findall(r"```yaml\n(.*?)```", DOCS, re.S) if "name:" in block]
+    assert [read(tmp_path / "x.yaml", block)[0].name for block in files] == ["pirate", "tones"]
+
+
+def test_the_documentations_checks_judge_as_it_says() -> None:
+    kinds = re.findall(r"### `(\w+)`\n\n```yaml\n(.*?)```\n(.*?)(?=\n#)", DOCS, re.S)
+    assert [kind for kind, _, _ in kinds] == list(checks.KINDS)
+    for kind, block, text in kinds:
+        spec = yaml.safe_load(block)
+        # All keys of a kind are in its example.
+        assert spec["kind"] == kind
+        assert set(spec) == {"kind", *checks.KINDS[kind].keys}
+        judged = re.findall(r"^\| `(.+)` \| (passes|fails) \|$", text, re.M)
+        assert {result for _, result in judged} == {"passes", "fails"}
+        for answer, result in judged:
+            assert checks.build(spec, "docs")(answer) is (result == "passes"), answer
+
+
+def test_the_documentation_has_every_key_and_error(tmp_path: Path) -> None:
+    section = DOCS.partition("## Keys of the file")[2].partition("\n## ")[0]
+    table = re.findall(r"^\| `(\w+)` \| ", section, re.M)
+    assert sorted(table) == sorted(probefiles.FILE_KEYS)
+    (error,) = re.findall(r"```\n(probes\.files = .*?)\n```", DOCS, re.S)
+    with pytest.raises(ConfigError) as caught:
+        read(tmp_path / "pirate.yaml", {"checks": [{"kind": "words", "any_of": ["ahoy", True]}]})
+    said = str(caught.value).replace(f"{tmp_path}/", "my/")
+    assert said == " ".join(error.split())
+    for line, kind in re.findall(r"^\| `((?:any_of|- ).*?)` \| ([\w ]+) \| `", DOCS, re.M):
+        wrong = yaml.safe_load(line)
+        spec = wrong if isinstance(wrong, dict) else {"any_of": wrong}
+        with pytest.raises(DataError, match=kind.removesuffix("s").removeprefix("one ")):
+            checks.build({"kind": "words", **spec}, "docs")

@@ -187,6 +187,9 @@ def test_a_loop_counts_from_four_times_and_half_of_the_answer_on() -> None:
     for times, found in ((3, ""), (4, "degenerate")):
         assert checks.no_answer(phrase * times) == found
         assert checks.no_answer(phrase * times + "!") == found
+    # The last one may be cut, from its half on.
+    assert checks.no_answer(phrase * 3 + phrase[:12]) == ""
+    assert checks.no_answer(phrase * 3 + phrase[:16]) == "degenerate"
     assert len(verse) < 4 * len(phrase)
     assert checks.no_answer(verse + phrase * 4) == "degenerate"
     assert checks.no_answer(2 * verse + phrase * 4) == ""

@@ -31,7 +31,8 @@ def run_cell(config: DictConfig) -> str | Exception:
     from ftsuite.study import cell_of
 
     try:
-        typed = from_hydra(config, chosen_sweep(HydraConfig.get()))
+        hydra = HydraConfig.get()
+        typed = from_hydra(config, chosen_sweep(hydra), hydra.overrides.task)
         return run(cell_of(typed, Path(typed.store.root))).status
     except (FtsuiteError, OSError) as error:
         return error
@@ -110,10 +111,9 @@ def _answered_by_hydra(arguments: list[str]) -> list[str] | None:
     if (flags.package or flags.resolve) and not flags.cfg:
         raise FtsuiteError("--package and --resolve go with --cfg, as in --cfg job --package lora")
     if flags.config_dir:
-        if not os.path.isdir(flags.config_dir):
-            raise ConfigError("--config-dir", flags.config_dir, "no such folder")
-        folder = f"hydra.searchpath=[file://{os.path.abspath(flags.config_dir)}]"
-        flags.overrides = [folder, *flags.overrides]
+        from ftsuite.compose import search_in
+
+        flags.overrides = [*search_in(flags.config_dir), *flags.overrides]
     if told:
         _answer(flags)
         return None

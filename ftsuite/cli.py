@@ -25,6 +25,7 @@ COMMANDS = {
     "run": "ftsuite.commands.run:run",
     "plan": "ftsuite.commands.plan:plan",
     "preview": "ftsuite.commands.preview:preview",
+    "example": "ftsuite.commands.example:example",
     "runs": "ftsuite.commands.runs:runs",
     "show": "ftsuite.commands.show:show",
     "compare": "ftsuite.commands.compare:compare",
@@ -34,6 +35,8 @@ COMMANDS = {
 }
 """Command → the function that runs it, imported when it is asked for."""
 
+EXAMPLES = ("labels", "text", "json", "numbers", "chat")
+"""Kinds of data files that `ftsuite example` writes."""
 STATUSES = ("complete", "failed", "running", "interrupted")
 OVERRIDES_HELP = "Hydra overrides, such as +sweep=lora_rank lora.dropout=0.1"
 RUN_HELP = "run id or the start of one, or study/label; `ftsuite runs` lists them"
@@ -91,13 +94,20 @@ def _before_a_run(commands: Commands) -> None:
     )
     plan = commands.add_parser(
         "plan",
-        parents=[_store_option(), _json_option()],
+        parents=[_store_option(), _json_option(), _config_option()],
         help="what a sweep will compute, and what it costs",
     )
     preview = commands.add_parser(
         "preview",
-        parents=[_store_option()],
+        parents=[_store_option(), _config_option()],
         help="show rendered training rows and their trained tokens",
+    )
+    example = commands.add_parser("example", help="write a small data file to try the suite on")
+    example.set_defaults(store=None)
+    example.add_argument("kind", choices=EXAMPLES, help="what the answers are")
+    example.add_argument("file", metavar="FILE", help="where to; .csv or .jsonl")
+    example.add_argument(
+        "--rows", type=_count, default=200, metavar="N", help="rows (default and most: 200)"
     )
     for command in (run, plan, preview):
         command.add_argument("overrides", nargs="*", metavar="OVERRIDE", help=OVERRIDES_HELP)
@@ -138,7 +148,7 @@ def _machine(commands: Commands) -> None:
         "--network", action="store_true", help="also ask the Hub and the package registry"
     )
     fetch = commands.add_parser(
-        "fetch", parents=[_store_option()], help="fetch and convert a base model"
+        "fetch", parents=[_store_option(), _config_option()], help="fetch and convert a base model"
     )
     wanted = fetch.add_mutually_exclusive_group()
     wanted.add_argument(
@@ -155,6 +165,14 @@ def _store_option() -> argparse.ArgumentParser:
         "--store", metavar="DIR", help="folder of the store (default: $FTSUITE_STORE, or outputs)"
     )
     return shared
+
+
+def _config_option() -> argparse.ArgumentParser:
+    option = argparse.ArgumentParser(add_help=False)
+    option.add_argument(
+        "--config-dir", metavar="DIR", help="a folder with configuration groups of your own"
+    )
+    return option
 
 
 def _json_option() -> argparse.ArgumentParser:

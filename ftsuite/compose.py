@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 import warnings
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra._internal.hydra import Hydra
 from hydra._internal.utils import create_automatic_config_search_path
@@ -14,6 +15,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
+from ftsuite import suite
 from ftsuite.config import RunConfig, to_plain
 from ftsuite.errors import ConfigError, FtsuiteError
 from ftsuite.explain import readable, unknown
@@ -22,7 +24,10 @@ from ftsuite.overrides import MAPPINGS, unresolved
 from ftsuite.resources import conf_dir
 from ftsuite.secrets import refuse_settings
 from ftsuite.study import UNNAMED
-from ftsuite.validate import validate
+from ftsuite.validate import validate, validate_sources
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 
 def new_hydra() -> tuple[Hydra, Loader]:
@@ -38,12 +43,34 @@ def new_hydra() -> tuple[Hydra, Loader]:
     return hydra, loader
 
 
-def from_hydra(config: DictConfig, sweep: str | None, passed: set[str] | None = None) -> RunConfig:
-    """Return the typed configuration of one cell, validated.
+def search_in(folder: str | None) -> list[str]:
+    """The override that lets Hydra find the groups' files of a folder too.
+
+    Raises:
+        ConfigError: there is no such folder.
+    """
+    if not folder:
+        return []
+    if not os.path.isdir(folder):
+        raise ConfigError("--config-dir", folder, "no such folder")
+    return [f"hydra.searchpath=[file://{os.path.abspath(folder)}]"]
+
+
+def from_hydra(
+    config: DictConfig,
+    sweep: str | None,
+    overrides: Iterable[str],
+    passed: set[str] | None = None,
+) -> RunConfig:
+    """Return the typed configuration of one cell, its tasks listed, validated.
+
+    Rows that are held out for evaluation are read and stored the first time that they are asked
+    for.
 
     Args:
         config: what Hydra composed, without its own node.
         sweep: Hydra's choice of the group `sweep`: a name, a list of names, or None.
+        overrides: of the command line, as they were written.
         passed: see `validate`.
 
     Raises:
@@ -58,6 +85,10 @@ def from_hydra(config: DictConfig, sweep: str | None, passed: set[str] | None = 
     if typed.study is None:
         typed.study = _sweep_name(sweep)
     refuse_settings(to_plain(typed))
+    passed = set() if passed is None else passed
+    typed.data.name = suite.data_name(typed.data)
+    validate_sources(typed, passed)
+    suite.resolve(typed, {line.partition("=")[0].lstrip("+~") for line in overrides})
     validate(typed, passed)
     return typed
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ftsuite import templates, turns
-from ftsuite.errors import StageError
+from ftsuite.errors import DataError, StageError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -71,6 +71,36 @@ def _prove_request(name: str, request: Any, harness: Any) -> str:
     trained = turns.rows(tokenizer, conversation)[-1].ids
     _require(trained[: len(scored)] == scored, name, "scores other tokens than training trains")
     return templates.bos_rule(tokenizer, context)
+
+
+def whole_answers(
+    tasks: Mapping[str, Any], tokenizer: Any, samples: Mapping[str, Sequence[int]]
+) -> None:
+    """Refuse to generate answers that end before the right one could.
+
+    Only for tasks that say `metadata: {whole_answers: true}`: an answer that is cut short is no
+    label, no JSON and no number, while a free text may be.
+
+    Args:
+        tasks: lm-eval's task objects by name.
+        tokenizer: the model's.
+        samples: numbers of the documents that will be scored, by task.
+
+    Raises:
+        DataError: names the task, the tokens that are needed and the setting.
+    """
+    for name, task in tasks.items():
+        if not (task.config.metadata or {}).get("whole_answers"):
+            continue
+        documents = task.eval_docs
+        targets = (str(task.doc_to_target(documents[number])) for number in samples[name])
+        needed = max(len(templates.encode_text(tokenizer, target)) for target in targets)
+        longest = task.config.generation_kwargs["max_gen_toks"]
+        if needed > longest:
+            raise DataError(
+                f"evals.tasks: {name}: the right answers have up to {needed} tokens, and generated "
+                f"ones end after {longest}; set evals.max_new_tokens={needed + 8} or more"
+            )
 
 
 def _require(holds: bool, name: str, what: str) -> None:

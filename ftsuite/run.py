@@ -198,7 +198,10 @@ def _failed(record: RunRecord, error: Exception, trail: list[StageRecord], path:
 
 def _public(config: dict[str, Any]) -> dict[str, Any]:
     """Leave out where the store lies: it says nothing of the result and names the machine."""
-    return {name: value for name, value in config.items() if name != "store"}
+    root = config["store"]["root"]
+    path = [folder for folder in config["evals"]["path"] if not Path(folder).is_relative_to(root)]
+    evals = {**config["evals"], "path": path}
+    return {name: value for name, value in {**config, "evals": evals}.items() if name != "store"}
 
 
 def _release_memory() -> None:

@@ -28,7 +28,10 @@ DATA_VERSION = 2
 ORIGIN = ("name", "id", "revision", "source", "embedded", "dtype")
 """Fields of the model that the resolved identity and dtype stand for."""
 MERGE_FIELDS = ("shard_bytes", "fidelity_items", "fidelity_tolerance")
-COMPARED_BY = ("tasks", "rank_by", "rank_on_test", "headline", "watch")
+COMPARED_BY = (
+    *("tasks", "held_out", "add", "remove", "generate_limit", "max_new_tokens"),
+    *("rank_by", "rank_on_test", "headline", "watch"),
+)
 """Fields of the evals that tasks.identity stands for, or that are read after the last stage."""
 
 
@@ -144,8 +147,8 @@ def _data(
             processes=config.backend.threads,
         )
 
-    # The source's content stands for its path.
-    without = ("name", "train", "validation", "test")
+    # The source's content stands for its path; the answers' kind is the scores' matter.
+    without = ("name", "train", "validation", "test", "answers", "labels", "tolerance")
     return StageSpec(
         name="data",
         version=DATA_VERSION,

@@ -22,7 +22,7 @@ from hydra.core.utils import JobStatus
 from hydra.errors import HydraException
 from hydra.types import HydraContext, RunMode
 
-from ftsuite import devices, environment, study
+from ftsuite import devices, environment, heldout, study
 from ftsuite.compose import chosen_sweep, cross_sweeps, from_hydra, new_hydra
 from ftsuite.errors import CellsFailed, ConfigError, StoreError, one_line
 from ftsuite.explain import COMPOSITION_ERRORS, readable
@@ -85,7 +85,9 @@ def compose(arguments: list[str]) -> Sweep:
     except (*COMPOSITION_ERRORS, ValueError, AttributeError, RecursionError) as error:
         raise readable(error) from error
     chosen, passed = chosen_sweep(shared.hydra), set[str]()
-    configs = [from_hydra(cell, chosen, passed) for cell in cells]
+    configs = [
+        from_hydra(cell, chosen, lines, passed) for cell, lines in zip(cells, batch, strict=True)
+    ]
     swept = set(params) | {o.get_key_element() for o in parsed if o.is_sweep_override()}
     return Sweep(
         context=HydraContext(config_loader=loader, callbacks=Callbacks(shared)),
@@ -153,6 +155,8 @@ def run(sweep: Sweep, task: TaskFunction) -> None:
 
     require_a_way_to_finish(sweep.configs[0])
     _tell_left_out(root, sweep.manifest)
+    for line in said_of_evals(sweep):
+        print(line)
     study.write_manifest(root, sweep.manifest)
     launcher = Plugins.instance().instantiate_launcher(
         hydra_context=sweep.context, task_function=task, config=sweep.shared
@@ -174,6 +178,26 @@ def run(sweep: Sweep, task: TaskFunction) -> None:
             f"{failed} of {len(statuses)} cells failed before anything was computed; the results "
             "of the earlier run stay"
         )
+
+
+def said_of_evals(sweep: Sweep) -> list[str]:
+    """What will be scored on held-out rows, and what no report will be able to say.
+
+    Raises:
+        DataError: a file or a row cannot be used.
+    """
+    said = [line for config in sweep.configs for line in heldout.lines(config)]
+    if not any(config.evals.tasks or config.probes.files for config in sweep.configs):
+        said.append(
+            "nothing will be evaluated: evals.tasks and probes.files are empty, so the report can "
+            "say nothing of the models"
+        )
+    elif not any(config.evals.rank_by for config in sweep.configs):
+        said.append(
+            "no task ranks the cells: the report compares each with the base and recommends none; "
+            "set evals.rank_by, or evals=own to score held-out rows"
+        )
+    return list(dict.fromkeys(said))
 
 
 def _tell_left_out(root: Path, manifest: StudyManifest) -> None:

@@ -58,19 +58,33 @@ def validate(config: RunConfig, passed: set[str] | None = None) -> None:
     """
     passed = set() if passed is None else passed
     _once(passed, _check_name, "study", config.study)
-    for field in dataclasses.fields(config):
-        _once(passed, _texts, field.name, getattr(config, field.name))
-    for group in ("model", "data", "template"):
+    validate_sources(config, passed)
+    for group in ("model", "template"):
         _once(passed, _check_label, f"{group}.name", getattr(config, group).name)
     _once(passed, models.check, config.model)
     _once(passed, _lora, config.lora)
     _once(passed, _train, config.train)
-    _once(passed, _data, config.data)
     _once(passed, _evals, config.evals)
     _once(passed, _probes, config.probes, config.evals.path)
     _once(passed, _backend, config.backend)
     _once(passed, _training_files, config.data, config.evals)
     _once(passed, _gates, config.gates, config.evals)
+
+
+def validate_sources(config: RunConfig, passed: set[str]) -> None:
+    """Refuse what would keep held-out rows from being read and stored.
+
+    Args:
+        config: the configuration of one cell.
+        passed: as for `validate`.
+
+    Raises:
+        ConfigError: names the field, the value and the remedy.
+    """
+    for field in dataclasses.fields(config):
+        _once(passed, _texts, field.name, getattr(config, field.name))
+    _once(passed, _check_label, "data.name", config.data.name)
+    _once(passed, _data, config.data)
     _once(passed, _services, config.store, config.tracking)
 
 
@@ -95,8 +109,8 @@ def _check_name(field: str, value: str | None) -> None:
         )
 
 
-def _check_label(field: str, value: str) -> None:
-    if not value.strip() or len(value) > LONGEST_NAME or not value.isprintable():
+def _check_label(field: str, value: str | None) -> None:
+    if not value or not value.strip() or len(value) > LONGEST_NAME or not value.isprintable():
         raise ConfigError(field, value, f"must be 1 to {LONGEST_NAME} characters on one line")
 
 
@@ -164,6 +178,10 @@ def _data(data: DataConfig) -> None:
         _positive(f"data.{field}", getattr(data, field))
     for field in ("validation_fraction", "test_fraction"):
         _fraction(f"data.{field}", getattr(data, field))
+    for field in ("near_duplicate", "max_overlap"):
+        if not 0 < getattr(data, field) <= 1:
+            raise ConfigError(f"data.{field}", getattr(data, field), "must be above 0, at most 1")
+    _at_least("data.tolerance", data.tolerance, 0)
     if data.validation is None and data.validation_fraction == 0:
         raise ConfigError(
             "data.validation_fraction",
@@ -196,7 +214,11 @@ def _data(data: DataConfig) -> None:
 def _evals(evals: EvalsConfig) -> None:
     _seed("evals.subset_seed", evals.subset_seed)
     _seed("evals.fewshot_seed", evals.fewshot_seed)
-    _positive("evals.limit", evals.limit)
+    for field in ("limit", "generate_limit", "max_new_tokens"):
+        _positive(f"evals.{field}", getattr(evals, field))
+    for folder in evals.path:
+        if not Path(folder).expanduser().is_dir():
+            raise ConfigError("evals.path", folder, "no such folder; check the path")
     _positive("evals.batch_size", evals.batch_size)
     for task, limit in evals.limits.items():
         _positive(f"evals.limits.{task}", limit)

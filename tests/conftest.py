@@ -20,7 +20,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import pytest
 from tiny import save_tiny_model, write_jsonl
 
-from ftsuite import jsonfile, resources, study, tasks
+from ftsuite import jsonfile, resources, study
 from ftsuite.__main__ import main
 from ftsuite.choices import Device, Shape
 from ftsuite.config import (
@@ -102,7 +102,7 @@ def own_evals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of evals/ that a test may change."""
     folder = tmp_path / "evals"
     shutil.copytree(resources.evals_dir(), folder)
-    for module in (index, yaml_files, tasks):
+    for module in (index, yaml_files):
         monkeypatch.setattr(module, "evals_dir", lambda: folder)
     return folder
 

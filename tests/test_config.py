@@ -37,6 +37,8 @@ NOT_IDENTITY = {
     "store.root",
     "store.reports",
     "backend.threads",
+    # Folders: what is in them enters by its content.
+    "evals.path",
     "train.checkpoint_every_steps",
 }
 """The whole list; a field that is added here has to be argued for."""
@@ -60,6 +62,15 @@ CHANGES_NO_STAGE = {
     "model.dtype",
     "backend.name",
     "backend.device",
+    # The evals' tasks stand for what these made of the held-out rows and of the list.
+    "data.answers",
+    "data.labels",
+    "data.tolerance",
+    "evals.held_out",
+    "evals.add",
+    "evals.remove",
+    "evals.generate_limit",
+    "evals.max_new_tokens",
     # Read when results are compared, after the last stage.
     "evals.rank_by",
     "evals.rank_on_test",

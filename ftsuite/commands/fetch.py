@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def fetch(options: Namespace) -> int:
     """Fetch what is asked for, telling what takes long, and print where it lies."""
     progress.quiet_libraries()
-    return _standard() if options.standard else _model(options.model)
+    return _standard() if options.standard else _model(options)
 
 
 def _standard() -> int:
@@ -27,10 +27,12 @@ def _standard() -> int:
     return 0
 
 
-def _model(choice: str | None) -> int:
+def _model(options: Namespace) -> int:
     from ftsuite import models, sweeper
+    from ftsuite.compose import search_in
 
-    arguments = [] if choice is None else [f"model={choice}"]
+    arguments = search_in(options.config_dir)
+    arguments += [] if options.model is None else [f"model={options.model}"]
     config = sweeper.compose(arguments).configs[0]
     base = models.resolve(config.model, Path(config.store.root), on_event=_say)
     identity = base.identity

@@ -10,6 +10,7 @@ from ftsuite import devices, study, sweeper
 from ftsuite.commands import estimate, power, score_estimate
 from ftsuite.commands.cached import cached_base
 from ftsuite.commands.display import one_line, table, write, write_json
+from ftsuite.commands.selection import overrides
 from ftsuite.config import to_plain
 from ftsuite.models import Base
 from ftsuite.records import ModelIdentity
@@ -56,7 +57,7 @@ class PlannedCell:
 
 def plan(options: Namespace) -> int:
     """Print the cells of a sweep, their stages and the costs."""
-    sweep = sweeper.compose(options.overrides)
+    sweep = sweeper.compose(overrides(options))
     root = Path(sweep.configs[0].store.root)
     runs = [record for _, record in study.all_runs(root)]
     bases: dict[str, Base | None] = {}
@@ -72,6 +73,7 @@ def plan(options: Namespace) -> int:
         "cells": [_cell_object(cell) for cell in cells],
         "totals": _totals(cells),
         "detectable": power.detectable(sweep.configs),
+        "held_out": sweeper.said_of_evals(sweep),
     }
     if options.json:
         write_json(plain)
@@ -202,6 +204,7 @@ def _write(plain: dict[str, Any], cells: Sequence[PlannedCell]) -> None:
         names = [cell.label for cell in cells if not cell.has_model]
         lines.append(one_line(f"model: to be fetched, for {fmt.enumerate_words(names)}"))
     lines += [one_line(power.words(found)) for found in plain["detectable"]]
+    lines += [one_line(said) for said in plain["held_out"]]
     title = f"{plain['study']}: {fmt.plural(len(cells), 'cell')}, store {plain['store']}"
     write(table(title, headers, rows), *lines)
 

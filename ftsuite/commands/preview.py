@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ftsuite.commands.display import write_with
+from ftsuite.commands.display import one_line, write, write_with
+from ftsuite.commands.selection import overrides
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -17,7 +18,7 @@ def preview(options: Namespace) -> int:
     from ftsuite import models, progress, sweeper
     from ftsuite import preview as previews
 
-    sweep = sweeper.compose(options.overrides)
+    sweep = sweeper.compose(overrides(options))
     config, entry = sweep.configs[0], sweep.manifest.cells[0]
     if len(sweep.configs) > 1:
         print(f"the first of {len(sweep.configs)} cells: {entry.label}")
@@ -29,4 +30,5 @@ def preview(options: Namespace) -> int:
     )
     tokenizer = models.load_tokenizer(base.folder, config.model)
     write_with(lambda console: previews.preview(config, tokenizer, console, options.rows))
+    write(*map(one_line, sweeper.said_of_evals(sweep)))
     return 0

@@ -41,7 +41,7 @@ def documents(name: str, evals: EvalsConfig, root: Path) -> int | None:
     limit = evals.limits.get(name, evals.limit)
     top = _standard_data(evals, root)
     total = 0
-    for task in leaves(name, evals.source):
+    for task in leaves(name, evals):
         rows = _rows(name, task, top)
         there = None if rows is None else len(rows)
         if there is None and limit is None:
@@ -76,7 +76,7 @@ def score_tokens(
     count, top = _counter(model), _standard_data(evals, root)
     total = 0.0
     for name in evals.tasks:
-        for task in leaves(name, evals.source):
+        for task in leaves(name, evals):
             rows = _rows(name, task, top)
             if rows is None or not prompts.is_light(task):
                 return None

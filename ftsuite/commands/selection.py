@@ -10,6 +10,8 @@ from ftsuite.config import StoreConfig
 from ftsuite.errors import StoreError
 
 if TYPE_CHECKING:
+    from argparse import Namespace
+
     from ftsuite.records import RunRecord
 
 MOST_NAMED = 8
@@ -19,6 +21,17 @@ MOST_NAMED = 8
 def store_root() -> Path:
     """Folder of the store, where no configuration says otherwise."""
     return Path(StoreConfig().root)
+
+
+def overrides(options: Namespace) -> list[str]:
+    """The command line's overrides, with the folder of `--config-dir` in front.
+
+    Raises:
+        ConfigError: there is no such folder.
+    """
+    from ftsuite.compose import search_in
+
+    return [*search_in(options.config_dir), *options.overrides]
 
 
 def find_run(root: Path, reference: str) -> tuple[Path, RunRecord]:

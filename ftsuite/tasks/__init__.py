@@ -1,4 +1,4 @@
-"""lm-eval tasks by name: our own (evals/*/*.yaml), the offline standard suite, lm-eval's own.
+"""lm-eval tasks by name: own ones (evals.path, evals/), the offline standard suite, lm-eval's.
 
 An own task is an ordinary lm-eval YAML with data files relative to the YAML. Names, metrics and
 own documents are checked without importing lm-eval; `load` builds lm-eval's objects.
@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 from ftsuite import embedded
 from ftsuite.choices import EvalData
 from ftsuite.errors import ConfigError, DataError
-from ftsuite.resources import evals_dir
 from ftsuite.store import digest, file_digest
 from ftsuite.tasks import build, documents, prompts, yaml_checks
 from ftsuite.tasks.facts import (
@@ -27,7 +26,7 @@ from ftsuite.tasks.facts import (
     task_facts,
 )
 from ftsuite.tasks.index import leaves, own_tasks, standard_tasks
-from ftsuite.tasks.yaml_files import functions
+from ftsuite.tasks.yaml_files import functions, harness_folder
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -55,7 +54,7 @@ def check(config: EvalsConfig) -> None:
         DataError: a task's YAML or its documents cannot be used.
     """
     for name in config.tasks:
-        tasks = leaves(name, config.source)
+        tasks = leaves(name, config)
         for task in tasks:
             yaml_checks.check(task)
         group_facts(name, tasks)
@@ -124,13 +123,13 @@ def facts_of(name: str, config: EvalsConfig) -> TaskFacts:
     Raises:
         ConfigError: the tasks of a group differ in it.
     """
-    return group_facts(name, leaves(name, config.source))
+    return group_facts(name, leaves(name, config))
 
 
 def scored_documents(name: str, config: EvalsConfig) -> frozenset[str]:
     """What identifies the documents of a task: its files' content, or data set and split."""
     found: set[str] = set()
-    for task in leaves(name, config.source):
+    for task in leaves(name, config):
         if "class" in task.config:
             continue
         split = scored_split(task)
@@ -147,8 +146,8 @@ def identity(config: EvalsConfig) -> dict[str, Any]:
     """What the scores of these tasks depend on, for the store's key; imports nothing heavy."""
     tasks: dict[str, Any] = {}
     for name in config.tasks:
-        if name in own_tasks():
-            members = leaves(name, config.source)
+        if name in own_tasks(config.path):
+            members = leaves(name, config)
             is_group = [task.name for task in members] != [name]
             own = {task.name: _own_identity(task) for task in members}
             tasks[name] = own if is_group else own[name]
@@ -162,9 +161,9 @@ def identity(config: EvalsConfig) -> dict[str, Any]:
 def _own_identity(task: TaskFile) -> dict[str, Any]:
     """Digests of the YAML, of what it includes and calls, and of its data."""
     if not task.is_own:
+        theirs = harness_folder()
         # lm-eval's version stands for its own YAML, but a group of ours may override it.
-        top = evals_dir().resolve()
-        ours = [file_digest(path) for path in task.files if path.resolve().is_relative_to(top)]
+        ours = [file_digest(path) for path in task.files if not path.is_relative_to(theirs)]
         return {"source": EvalData.hub.value, **({"overrides": ours} if ours else {})}
     found: dict[str, Any] = {"yaml": file_digest(task.path)}
     if includes := [file_digest(path) for path in task.files if path != task.path]:
@@ -208,7 +207,7 @@ def load(config: EvalsConfig, root: Path) -> list[LoadedTask]:
     """
     loaded: list[LoadedTask] = []
     for name in config.tasks:
-        tasks = leaves(name, config.source)
+        tasks = leaves(name, config)
         group_facts(name, tasks)
         for task in tasks:
             check_fewshot(task, config)

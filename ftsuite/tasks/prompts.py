@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import json
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -85,6 +86,8 @@ def _requests(
     config = task.config
     kind = task.output_type
     text = _field(config, "doc_to_text", row, columns, where)
+    if earlier := row.get(task.metadata.get("turns", "")):
+        text = "\n".join(message["content"] for message in json.loads(earlier))
     target = _field(config, "doc_to_target", row, columns, where)
     description = config.get("description")
     if isinstance(description, str) and description not in row:

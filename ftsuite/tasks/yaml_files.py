@@ -61,6 +61,11 @@ class TaskFile:
         return self.config.get("output_type", "generate_until")
 
     @property
+    def metadata(self) -> dict[str, Any]:
+        """What the YAML says about itself, beside what lm-eval reads."""
+        return self.config.get("metadata") or {}
+
+    @property
     def where(self) -> str:
         """The YAML, as messages name it."""
         return shown(self.path)

@@ -1,4 +1,4 @@
-"""The probe stage: does a model still follow a system prompt, and would it without one?"""
+"""The probe stage: does a model still follow its system prompts, and would it without them?"""
 
 from __future__ import annotations
 
@@ -7,20 +7,24 @@ from typing import TYPE_CHECKING, Any
 from ftsuite import checks, models, progress, proof, templates, turns
 from ftsuite.loglikelihood import mean_log_likelihoods
 from ftsuite.probefiles import read_probes
-from ftsuite.records import ProbeAnswer, ProbeContrast, ProbeReport, ProbeResult
+from ftsuite.records import ProbeAnswer, ProbeContrast, ProbeReport, ProbeResult, ProbeSystem
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from ftsuite.config import ProbesConfig, RunConfig
     from ftsuite.devices import Compute
-    from ftsuite.probefiles import Probe
+    from ftsuite.probefiles import Contrast, Probe
 
-VERSION = 2
+    Verdicts = Sequence[tuple[str, checks.Check]]
+    """Checks with their kinds."""
+
+VERSION = 3
 
 
 def probe(config: RunConfig, compute: Compute, folder: Path, cell: str, what: str) -> ProbeReport:
-    """Ask the model in `folder` every probe's questions, with and without its system prompt.
+    """Ask the model in `folder` every probe's questions, with each system prompt and without.
 
     Args:
         config: the cell's configuration.
@@ -35,7 +39,7 @@ def probe(config: RunConfig, compute: Compute, folder: Path, cell: str, what: st
     """
     tokenizer = models.load_tokenizer(folder, config.model)
     templates.install(tokenizer, config.template)
-    probes = read_probes(config.probes)
+    probes = read_probes(config.probes, config.evals.path)
     for one in probes:
         _prove(one, tokenizer)
     model = models.load_model(
@@ -59,31 +63,51 @@ def probe(config: RunConfig, compute: Compute, folder: Path, cell: str, what: st
 def _probe_one(
     one: Probe, model: Any, tokenizer: Any, config: ProbesConfig, cell: str, what: str
 ) -> ProbeResult:
-    asked = [(p, s) for s in (True, False) for p in one.prompts[: config.limit]]
-    rendered = [render_prompt(tokenizer, one.system if s else None, p) for p, s in asked]
-    with progress.stage(cell, f"{what}, {one.name}", len(asked), "answers") as advance:
-        answers = _generate(model, tokenizer, rendered, config, advance)
-    verdicts = [(spec["kind"], checks.build(spec, one.name)) for spec in one.checks]
+    prompts = one.prompts[: config.limit]
+    texts = [*(system.text for system in one.systems), None]
+    rendered = [render_prompt(tokenizer, text, prompt) for text in texts for prompt in prompts]
+    with progress.stage(cell, f"{what}, {one.name}", len(rendered), "answers") as advance:
+        said = _generate(model, tokenizer, rendered, config, advance)
+    *with_system, without = [
+        list(zip(prompts, said[start : start + len(prompts)], strict=True))
+        for start in range(0, len(said), len(prompts))
+    ]
+    shared = _verdicts(one.checks, one.name)
+    own = {system.name: _verdicts(system.checks, one.name) for system in one.systems}
+    answers = [
+        _judged(prompt, answer, [*shared, *own[system.name]], system=system.name, with_system=True)
+        for system, given in zip(one.systems, with_system, strict=True)
+        for prompt, answer in given
+    ]
+    # The baseline: asked once, and judged once by each set of checks.
+    answers += [
+        _judged(prompt, answer, [*shared, *own.get(name, [])], system=name, with_system=False)
+        for name in dict.fromkeys(name if own[name] else "" for name in own)
+        for prompt, answer in without
+    ]
+    several = [system for system in one.systems if system.name]
     return ProbeResult(
         name=one.name,
         description=one.description,
-        system=one.system,
-        answers=tuple(
-            _judged(prompt, with_system, answer, verdicts)
-            for (prompt, with_system), answer in zip(asked, answers, strict=True)
-        ),
+        system="" if several else one.systems[0].text,
+        systems=tuple(ProbeSystem(name=system.name, text=system.text) for system in several),
+        answers=tuple(answers),
         contrasts=_contrasts(one, model, tokenizer, config),
     )
 
 
+def _verdicts(specs: Sequence[dict[str, Any]], name: str) -> Verdicts:
+    return [(spec["kind"], checks.build(spec, f"probe {name}")) for spec in specs]
+
+
 def _prove(one: Probe, tokenizer: Any) -> None:
-    """Prove every prompt of a probe, with and without its system prompt, before any pass."""
-    for system in (one.system, None):
+    """Prove every prompt of a probe, with each system prompt and without, before any pass."""
+    for text in (*(system.text for system in one.systems), None):
         for prompt in one.prompts:
-            proof.prove_probe(tokenizer, _messages(system, prompt), [])
-        for contrast in one.contrasts:
-            answers = [contrast.wanted, contrast.plain]
-            proof.prove_probe(tokenizer, _messages(system, contrast.prompt), answers)
+            proof.prove_probe(tokenizer, _messages(text, prompt), [])
+    for _, text, contrast in _asked_contrasts(one, None):
+        answers = [contrast.wanted, contrast.plain]
+        proof.prove_probe(tokenizer, _messages(text, contrast.prompt), answers)
 
 
 def render_prompt(tokenizer: Any, system: str | None, prompt: str) -> str:
@@ -101,15 +125,18 @@ def _messages(system: str | None, prompt: str) -> list[templates.Message]:
 
 
 def _judged(
-    prompt: str, with_system: bool, answer: str, verdicts: list[tuple[str, checks.Check]]
+    prompt: str, answer: str, verdicts: Verdicts, *, system: str, with_system: bool
 ) -> ProbeAnswer:
-    failed = tuple(kind for kind, check in verdicts if not check(answer))
+    """Judge an answer; what is no answer at all fails, whatever the checks are."""
+    failed = [fault] if (fault := checks.no_answer(answer)) else []
+    failed += [kind for kind, check in verdicts if not check(answer)]
     return ProbeAnswer(
         prompt=prompt,
         with_system=with_system,
         answer=answer,
         passed=not failed,
-        failed_checks=failed,
+        failed_checks=tuple(failed),
+        system=system,
     )
 
 
@@ -167,20 +194,35 @@ def _answer(tokenizer: Any, ids: list[int]) -> str:
     return turns.bare_answer(tokenizer, text).strip()
 
 
+def _asked_contrasts(one: Probe, limit: int | None) -> list[tuple[str, str | None, Contrast]]:
+    """The contrasts to score: name and text of the system prompt (None without one), contrast."""
+    shared = one.contrasts[:limit]
+    asked: list[tuple[str, str | None, Contrast]] = []
+    for system in one.systems:
+        asked += [(system.name, system.text, c) for c in [*shared, *system.contrasts[:limit]]]
+    asked += [("", None, contrast) for contrast in shared]
+    asked += [(s.name, None, contrast) for s in one.systems for contrast in s.contrasts[:limit]]
+    return asked
+
+
 def _contrasts(
     one: Probe, model: Any, tokenizer: Any, config: ProbesConfig
 ) -> tuple[ProbeContrast, ...]:
-    picked = [(c, s) for s in (True, False) for c in one.contrasts[: config.limit]]
+    asked = _asked_contrasts(one, config.limit)
     rows = []
-    for contrast, with_system in picked:
-        text = render_prompt(tokenizer, one.system if with_system else None, contrast.prompt)
+    for _, system, contrast in asked:
+        text = render_prompt(tokenizer, system, contrast.prompt)
         for answer in (contrast.wanted, contrast.plain):
             prompt, ids = turns.encode_pair(tokenizer, text, answer)
             rows.append((prompt + ids, [0] * len(prompt) + [1] * len(ids)))
     scores = mean_log_likelihoods(model, rows, batch_size=config.batch_size)
     return tuple(
         ProbeContrast(
-            prompt=contrast.prompt, with_system=s, wanted=scores[2 * i], plain=scores[2 * i + 1]
+            prompt=contrast.prompt,
+            with_system=system is not None,
+            wanted=scores[2 * i],
+            plain=scores[2 * i + 1],
+            system=name,
         )
-        for i, (contrast, s) in enumerate(picked)
+        for i, (name, system, contrast) in enumerate(asked)
     )

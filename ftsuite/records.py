@@ -261,6 +261,10 @@ class ProbeAnswer:
     answer: str
     passed: bool
     failed_checks: tuple[str, ...]
+    """Kinds of the checks that failed; first 'empty' or 'degenerate' where it is no answer."""
+    system: str = ""
+    """Name of the system prompt; without one in the prompt, of that whose checks judged it. Empty
+    where the probe has one system prompt, and for the checks that hold for all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -273,22 +277,44 @@ class ProbeContrast:
     """Mean log-likelihood a token of the wanted answer, nats."""
     plain: float
     """Mean log-likelihood a token of the plain answer, nats."""
+    system: str = ""
+    """Name of the system prompt, as in `ProbeAnswer`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProbeSystem:
+    """One of several system prompts of a probe."""
+
+    name: str
+    text: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProbeResult:
-    """One probe on one model, with and without its system prompt."""
+    """One probe on one model, with and without its system prompt or prompts."""
 
     name: str
     description: str
     system: str
+    """The system prompt; empty where the probe has several."""
     answers: tuple[ProbeAnswer, ...]
+    """A prompt that is asked without a system prompt is here once for each set of checks."""
     contrasts: tuple[ProbeContrast, ...]
+    systems: tuple[ProbeSystem, ...] = ()
+    """The system prompts where the probe has several; empty where it has one."""
 
-    def pass_rate(self, *, with_system: bool) -> float:
-        """Fraction of the answers that pass every check."""
-        picked = [a.passed for a in self.answers if a.with_system == with_system]
-        return sum(picked) / len(picked)
+    def picked(self, *, with_system: bool, system: str | None = None) -> tuple[ProbeAnswer, ...]:
+        """The answers with or without a system prompt; those of one name unless that is None."""
+        return tuple(
+            answer
+            for answer in self.answers
+            if answer.with_system == with_system and system in (None, answer.system)
+        )
+
+    def pass_rate(self, *, with_system: bool, system: str | None = None) -> float:
+        """Fraction of those answers that pass every check."""
+        picked = self.picked(with_system=with_system, system=system)
+        return sum(answer.passed for answer in picked) / len(picked)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -216,7 +216,7 @@ def _probes(
         inputs={
             "model": model if merged is None else merged.key,
             "probes": identity(config.probes, without=("files",)),
-            "files": probefiles.identity(config.probes),
+            "files": probefiles.identity(config.probes, config.evals.path),
             "engine": evaluate.engine(),
             "compute": dataclasses.asdict(compute),
         },

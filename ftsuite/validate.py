@@ -65,7 +65,7 @@ def validate(config: RunConfig, passed: set[str] | None = None) -> None:
     _once(passed, _lora, config.lora)
     _once(passed, _train, config.train)
     _once(passed, _evals, config.evals)
-    _once(passed, _probes, config.probes)
+    _once(passed, _probes, config.probes, config.evals.path)
     _once(passed, _backend, config.backend)
     _once(passed, _training_files, config.data, config.evals)
     _once(passed, _gates, config.gates, config.evals)
@@ -265,7 +265,7 @@ def _check_ranking(evals: EvalsConfig) -> None:
         )
 
 
-def _probes(probes: ProbesConfig) -> None:
+def _probes(probes: ProbesConfig, folders: list[str]) -> None:
     for field in ("limit", "max_new_tokens", "batch_size"):
         _positive(f"probes.{field}", getattr(probes, field))
     _seed("probes.seed", probes.seed)
@@ -276,7 +276,7 @@ def _probes(probes: ProbesConfig) -> None:
     if not 0 < probes.top_p <= 1:
         raise ConfigError("probes.top_p", probes.top_p, "must be above 0 and at most 1")
     _distinct("probes.files", probes.files)
-    probefiles.read_probes(probes)
+    probefiles.read_probes(probes, folders)
 
 
 def _backend(backend: BackendConfig) -> None:

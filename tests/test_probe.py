@@ -8,8 +8,8 @@ import pytest
 import yaml
 from tiny import tiny_llama, tiny_tokenizer
 
-from ftsuite import checks, probe, probefiles, templates
-from ftsuite.choices import Device
+from ftsuite import checks, models, probe, probefiles, templates
+from ftsuite.choices import Device, Source
 from ftsuite.config import (
     BackendConfig,
     DataConfig,
@@ -19,7 +19,7 @@ from ftsuite.config import (
     TemplateConfig,
 )
 from ftsuite.devices import Compute
-from ftsuite.errors import ConfigError, DataError
+from ftsuite.errors import BackendUnavailable, ConfigError, DataError
 from ftsuite.resources import conf_dir, evals_dir
 
 if TYPE_CHECKING:
@@ -50,13 +50,13 @@ def written(folder: Path, **changes: Any) -> str:
     return str(path)
 
 
-def ask(model: Path, file: str, **probes: Any) -> ProbeReport:
+def ask(model: Path, file: str, *, tokens: int = 5, **probes: Any) -> ProbeReport:
     config = RunConfig(
         study="x",
         model=ModelConfig(id=str(model)),
         data=DataConfig(),
         backend=BackendConfig(device=Device.cpu),
-        probes=ProbesConfig(files=[file], max_new_tokens=5, **probes),
+        probes=ProbesConfig(files=[file], max_new_tokens=tokens, **probes),
     )
     return probe.probe(config, Compute(device="cpu", dtype="float32"), model, "cell", "probe base")
 
@@ -71,7 +71,8 @@ def test_shipped_probes_are_whole(path: Path) -> None:
     (found,) = probefiles.read_probes(ProbesConfig(files=[path.stem]))
     assert found.name == path.stem
     assert found.description
-    assert found.system == found.system.strip()
+    (system,) = found.systems
+    assert system.text == system.text.strip()
     assert len(found.prompts) == len(set(found.prompts)) >= 5
     assert found.checks
     assert found.contrasts
@@ -99,8 +100,8 @@ def test_the_configured_probes_are_there() -> None:
         ({"check": [{"kind": "json"}]}, "check"),
         ({"contrasts": [{"prompt": "a", "wanted": "b"}]}, "plain"),
         ({"contrasts": [{"prompt": "a", "wanted": "b", "plain": "c", "x": "d"}]}, "x"),
-        ({"checks": [{"kind": "wrods"}]}, "choose one of words, regex, json, length"),
-        ({"checks": [{"kind": "words", "any_of": "arr"}]}, "not a words check"),
+        ({"checks": [{"kind": "wrods"}]}, "choose one of words, none_of, regex, json, length"),
+        ({"checks": [{"kind": "words", "any_of": "arr"}]}, "any_of: must be a list"),
     ],
 )
 def test_a_wrong_probe_file_is_refused(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
@@ -183,6 +184,127 @@ def test_a_probe_without_contrasts_has_answers_only(tiny_model: Path, tmp_path: 
     assert all(answer.passed for answer in found.answers)
 
 
+NEVER_SORRY = {"kind": "none_of", "words": ["sorry", "cannot"]}
+
+
+@pytest.mark.parametrize(
+    ("answer", "failed"),
+    [
+        ("", ("empty",)),
+        (" \n", ("empty",)),
+        ("...", ("degenerate",)),
+        ("Aye, " * 30, ("degenerate",)),
+        ("sorry " * 30, ("degenerate", "none_of")),
+        ("Sorry, I can't.", ("none_of",)),
+        ("Paris.", ()),
+    ],
+)
+def test_what_is_no_answer_passes_no_probe(answer: str, failed: tuple[str, ...]) -> None:
+    """A probe of words that must not occur would else be passed by a model that says nothing."""
+    verdicts = probe._verdicts([NEVER_SORRY], "tiny")
+    judged = probe._judged("Who?", answer, verdicts, system="", with_system=True)
+    assert judged.failed_checks == failed
+    assert judged.passed == (not failed)
+    # Nor one without any check.
+    bare = probe._judged("Who?", answer, [], system="", with_system=True)
+    assert bare.passed == (not set(failed) & {"empty", "degenerate"})
+
+
+SYSTEMS: dict[str, Any] = {
+    "pirate": {
+        "system": "You are a pirate chatbot who always responds in pirate speak!",
+        "checks": [{"kind": "words", "any_of": ["aye", "matey", "arr"]}],
+        "contrasts": [{"prompt": "Hello there!", "wanted": "Ahoy", "plain": "Hello"}],
+    },
+    "polite": "You are a polite helper. Always thank the user.",
+}
+
+
+def test_several_system_prompts_are_asked_and_judged_each(tiny_model: Path, tmp_path: Path) -> None:
+    short = {"kind": "length", "max_words": 100}
+    file = written(tmp_path, system=None, systems=SYSTEMS, checks=[short])
+    report = ask(tiny_model, file, limit=2)
+    (found,) = report.probes
+    assert found.system == ""
+    assert [(one.name, one.text) for one in found.systems] == [
+        ("pirate", SYSTEMS["pirate"]["system"]),
+        ("polite", SYSTEMS["polite"]),
+    ]
+    asked = [(a.system, a.with_system, a.prompt) for a in found.answers]
+    prompts = PROBE["prompts"][:2]
+    # Without a system prompt: by the checks for all, and by the pirate's.
+    sets = [("pirate", True), ("polite", True), ("pirate", False), ("", False)]
+    assert sorted(asked) == sorted((*one, prompt) for one in sets for prompt in prompts)
+    pirate, plain = (
+        [a.answer for a in found.picked(with_system=False, system=name)] for name in ("pirate", "")
+    )
+    assert pirate == plain
+    for answer in found.answers:
+        # A tiny random model says no word of a pirate.
+        assert ("words" in answer.failed_checks) == (answer.system == "pirate")
+    # Each as if its system prompt were the only one.
+    for name, text in (("pirate", SYSTEMS["pirate"]["system"]), ("polite", SYSTEMS["polite"])):
+        (alone,) = ask(tiny_model, written(tmp_path, system=text), limit=2).probes
+        mine = [a.answer for a in found.picked(with_system=True, system=name)]
+        assert mine == [a.answer for a in alone.picked(with_system=True)]
+        assert plain == [a.answer for a in alone.picked(with_system=False)]
+    scored = [(c.system, c.with_system, c.wanted, c.prompt) for c in found.contrasts]
+    given = {(name, with_system): 0 for name, with_system, *_ in scored}
+    for name, with_system, *_ in scored:
+        given[name, with_system] += 1
+    assert given == {
+        ("pirate", True): 3,
+        ("polite", True): 2,
+        ("", False): 2,
+        ("pirate", False): 1,
+    }
+
+
+def test_one_system_prompt_among_several_that_the_template_drops_is_refused(
+    tmp_path: Path,
+) -> None:
+    tokenizer = tiny_tokenizer()
+    templates.install(tokenizer, TemplateConfig(name="deaf", jinja=HALF_SYSTEM))
+    systems = {"short": "Be brief.", "long": "You are a pirate chatbot."}
+    file = written(tmp_path, system=None, systems=systems, prompts=["Who?"], contrasts=[])
+    (one,) = probefiles.read_probes(ProbesConfig(files=[file]))
+    with pytest.raises(DataError, match="drops or changes"):
+        probe._prove(one, tokenizer)
+
+
+@pytest.mark.network
+def test_the_embedded_model_with_several_system_prompts(
+    session_store: Path, tmp_path: Path
+) -> None:
+    """Its greedy answers: a pirate that loops does not pass for one that keeps his mouth shut."""
+    config = ModelConfig(source=Source.embedded, embedded="smollm2-135m-instruct")
+    try:
+        model = models.resolve(config, session_store).folder
+    except BackendUnavailable as error:
+        pytest.skip(str(error))
+    prompts = ["What is the capital of France?", "Say yes."]
+    systems = SYSTEMS | {"strict": {"system": "Answer with one word.", "checks": [NEVER_SORRY]}}
+    file = written(tmp_path, system=None, systems=systems, prompts=prompts, checks=[], contrasts=[])
+    (found,) = ask(model, file, tokens=48).probes
+    said = {(a.system, a.prompt): a for a in found.picked(with_system=True)}
+    loop = said["pirate", "Say yes."]
+    assert loop.answer.startswith("I'm a pirate, I'm a pirate, I'm a pirate, I'm a pirate, ")
+    assert loop.failed_checks == ("degenerate", "words")
+    for name in systems:
+        france = said[name, prompts[0]]
+        assert "Paris" in france.answer
+        assert france.failed_checks == (("words",) if name == "pirate" else ())
+    assert len({said[name, prompts[1]].answer for name in systems}) == 3
+    # The baseline, by each set of checks: "I'm sorry …".
+    by_checks = {a.system: a for a in found.picked(with_system=False) if a.prompt == prompts[1]}
+    assert len({a.answer for a in by_checks.values()}) == 1
+    assert {name: a.failed_checks for name, a in by_checks.items()} == {
+        "": (),
+        "pirate": ("words",),
+        "strict": ("none_of",),
+    }
+
+
 # Contrasts
 
 
@@ -204,7 +326,8 @@ def test_contrasts_are_mean_log_likelihoods_a_token() -> None:
     tokenizer = tiny_tokenizer()
     model = tiny_llama(tokenizer)
     contrasts = [probefiles.Contrast(**one) for one in PROBE["contrasts"]]
-    one = probefiles.Probe(name="tiny", system=SYSTEM, prompts=["x"], contrasts=contrasts)
+    systems = [probefiles.SystemPrompt(text=SYSTEM)]
+    one = probefiles.Probe(name="tiny", systems=systems, prompts=["x"], contrasts=contrasts)
     # Four rows a batch: prompts and answers of different lengths share one.
     found = probe._contrasts(one, model, tokenizer, ProbesConfig(batch_size=4))
     assert [(c.prompt, c.with_system) for c in found] == [

@@ -139,6 +139,7 @@ def test_wandb_summary_holds_scores_deltas_and_costs(runs: dict[str, dict[str, A
         assert summary[f"headline/{name}"] == pytest.approx(getattr(comparison, name))
     assert summary["headline/delta"] == pytest.approx(comparison.difference)
     assert summary["probe/pirate/base/with_system"] == 1
+    assert summary["probe/pirate/base/with_system/answers"] == 3
     assert summary["probe/pirate/tuned/with_system"] == pytest.approx(2 / 3)
     assert summary["cost/train_seconds"] == pytest.approx(95.3)
     assert summary["cost/peak_memory_bytes"] == 4_400_000_000
@@ -157,6 +158,7 @@ def test_wandb_tables(runs: dict[str, dict[str, Any]]) -> None:
         "Boil it in water.",
         True,
         False,
+        "",
     ]
     (comparisons,) = [json.loads(path.read_text()) for path in folder.glob("comparisons_*")]
     assert len(comparisons["data"]) == len(make_record().comparisons)

@@ -16,7 +16,7 @@ from ftsuite.config import to_plain
 from ftsuite.hubdata import HubSource
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from ftsuite.config import ProbesConfig, RunConfig, TrainConfig
     from ftsuite.records import DataSummary, RunRecord
@@ -161,11 +161,17 @@ def _characters(value: Any) -> int:
     return len(value) if isinstance(value, str) else 0
 
 
-def probe_tokens(probes: ProbesConfig) -> int:
-    """Scored tokens that take as long as one model's probes, with and without system prompt."""
+def probe_tokens(probes: ProbesConfig, folders: Sequence[str] = ()) -> int:
+    """Scored tokens that take as long as one model's probes, with each system prompt and without.
+
+    Args:
+        probes: names the files.
+        folders: where their names are looked up, `evals.path`.
+    """
     total = 0.0
-    for one in probefiles.read_probes(probes):
+    for one in probefiles.read_probes(probes, folders):
+        times, systems = len(one.systems) + 1, sum(len(system.text) for system in one.systems)
         for prompt in one.prompts[: probes.limit]:
-            asked = (2 * len(prompt) + len(one.system)) / CHARACTERS_A_TOKEN
-            total += asked + 2 * GENERATED * probes.max_new_tokens
+            asked = (times * len(prompt) + systems) / CHARACTERS_A_TOKEN
+            total += asked + times * GENERATED * probes.max_new_tokens
     return round(total)

@@ -106,7 +106,7 @@ def _cell(
             speeds.score,
         ),
         "probe": speeds.seconds.get("probe")
-        or _over(estimate.probe_tokens(config.probes), speeds.score),
+        or _over(estimate.probe_tokens(config.probes, config.evals.path), speeds.score),
     }
     planned = []
     for name, spec in stages.named():

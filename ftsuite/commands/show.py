@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
 
-    from ftsuite.records import Comparison, RunRecord
+    from ftsuite.records import Comparison, ProbeResult, RunRecord
 
 
 def show(options: Namespace) -> int:
@@ -40,7 +40,7 @@ def show(options: Namespace) -> int:
     if record.comparisons:
         parts += _scores(root, record)
     if record.base_probes or record.tuned_probes:
-        parts.append(_probes(record))
+        parts += _probes(record)
     if record.stages:
         parts.append(_stages(record))
     if record.failure:
@@ -189,17 +189,38 @@ def _family(root: Path, record: RunRecord) -> list[RunRecord]:
     return [study.read_run(path) for path in paths if path.exists()]
 
 
-def _probes(record: RunRecord) -> Table:
-    sides = {"base": record.base_probes, "tuned": record.tuned_probes}
-    rates: dict[str, list[str]] = {}
-    for place, report in enumerate(sides.values()):
-        for probe in report.probes if report else ():
-            row = rates.setdefault(probe.name, [fmt.NONE] * 4)
-            for offset, with_system in ((0, True), (2, False)):
-                row[offset + place] = probes.passed(probe, with_system=with_system)
+def _probes(record: RunRecord) -> list[RenderableType]:
+    """One table of all probes, and one of each that has several system prompts."""
+    reports = (record.base_probes, record.tuned_probes)
+    names = dict.fromkeys(p.name for report in reports if report for p in report.probes)
+    found = {name: [probes.find(report, name) for report in reports] for name in names}
+    rows = [
+        (
+            name,
+            *(probes.passed(one, with_system=True) for one in both),
+            *(probes.passed(one, with_system=False) for one in both),
+        )
+        for name, both in found.items()
+    ]
     headers = ("=probe", ">base", ">tuned", ">base, no system", ">tuned, no system")
-    rows = [(name, *row) for name, row in rates.items()]
-    return table("probes: answers that pass, with and without system prompt", headers, rows)
+    title = "probes: answers that pass, with and without system prompt"
+    parts: list[RenderableType] = [table(title, headers, rows)]
+    for name, both in found.items():
+        if any(one and one.systems for one in both):
+            parts.append(_by_system(name, both))
+    return parts
+
+
+def _by_system(name: str, both: list[ProbeResult | None]) -> Table:
+    rows = [
+        (
+            system or (f"(none, by the checks of {judge})" if judge else "(none)"),
+            *counts,
+        )
+        for system, judge, counts in probes.by_system(both)
+    ]
+    title = f"probe {name}: answers that pass, by system prompt"
+    return table(title, ("system prompt", ">base", ">tuned"), rows)
 
 
 def _stages(record: RunRecord) -> Table:

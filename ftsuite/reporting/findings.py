@@ -216,7 +216,7 @@ def _probe_changes(cell: RunRecord) -> list[str]:
         if tuned and any(answer.with_system for answer in (*base.answers, *tuned.answers)):
             before, after = (probes.passed(one, with_system=True) for one in (base, tuned))
             changes.append(
-                f"probe *{fmt.escape(base.name)}* with its system prompt: {after} answers pass "
+                f"probe *{fmt.escape(base.name)}* {probes.with_words(base)}: {after} answers pass "
                 f"(base: {before})"
             )
     return changes

@@ -121,7 +121,10 @@ def model_name(record: RunRecord) -> str:
 
 
 def probes_table(record: RunRecord) -> Table:
-    """Return the answers of base and tuned side by side, a row a prompt."""
+    """Return the answers of base and tuned side by side, a row a prompt and system prompt.
+
+    `system` is as in records.ProbeAnswer: empty where the probe has one system prompt.
+    """
     base, tuned = _answers(record.base_probes), _answers(record.tuned_probes)
     rows = []
     for key in dict.fromkeys([*base, *tuned]):
@@ -133,10 +136,11 @@ def probes_table(record: RunRecord) -> Table:
                 after.answer if after else None,
                 before.passed if before else None,
                 after.passed if after else None,
+                key[3],
             )
         )
     columns = ("probe", "prompt", "with_system", "base", "tuned", "base_passed", "tuned_passed")
-    return Table(columns=columns, rows=tuple(rows))
+    return Table(columns=(*columns, "system"), rows=tuple(rows))
 
 
 def comparisons_table(record: RunRecord) -> Table:
@@ -165,18 +169,22 @@ def _delta(comparison: Comparison) -> dict[str, float | None]:
 
 
 def _pass_rates(side: str, report: ProbeReport | None) -> dict[str, float | None]:
-    return {
-        f"probe/{probe.name}/{side}/{_system(with_system)}": probe.pass_rate(
-            with_system=with_system
-        )
-        for probe in (report.probes if report else ())
-        for with_system in (True, False)
-        if _has_answers(probe, with_system)
-    }
+    """Pass rates with their number of answers: of a probe, and of each of several prompts."""
+    named: dict[str, float | None] = {}
+    for probe in report.probes if report else ():
+        for system in (None, *_systems(probe)):
+            place = f"probe/{probe.name}/{system}" if system else f"probe/{probe.name}"
+            for with_system in (True, False):
+                picked = probe.picked(with_system=with_system, system=system)
+                if picked:
+                    name = f"{place}/{side}/{_system(with_system)}"
+                    rate = probe.pass_rate(with_system=with_system, system=system)
+                    named |= {name: rate, f"{name}/answers": len(picked)}
+    return named
 
 
-def _has_answers(probe: ProbeResult, with_system: bool) -> bool:
-    return any(answer.with_system == with_system for answer in probe.answers)
+def _systems(probe: ProbeResult) -> list[str]:
+    return [system.name for system in probe.systems]
 
 
 def _system(with_system: bool) -> str:
@@ -207,13 +215,14 @@ def _costs(record: RunRecord) -> dict[str, float | None]:
     }
 
 
-def _answers(report: ProbeReport | None) -> dict[tuple[str, str, bool, int], ProbeAnswer]:
+def _answers(report: ProbeReport | None) -> dict[tuple[str, str, bool, str, int], ProbeAnswer]:
     """Answers by probe, prompt and system prompt; the number tells repeated prompts apart."""
-    found: dict[tuple[str, str, bool, int], ProbeAnswer] = {}
+    found: dict[tuple[str, str, bool, str, int], ProbeAnswer] = {}
     for probe in report.probes if report else ():
         for answer in probe.answers:
             number = 0
-            while (key := (probe.name, answer.prompt, answer.with_system, number)) in found:
+            place = (probe.name, answer.prompt, answer.with_system, answer.system)
+            while (key := (*place, number)) in found:
                 number += 1
             found[key] = answer
     return found

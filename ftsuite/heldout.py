@@ -142,8 +142,7 @@ def _scoring() -> Path:
 
 
 def _write(data: DataConfig, evals: EvalsConfig, folder: Path) -> HeldOut:
-    whole, _ = conversations.read(data, Counter(), folder, None)
-    splits = cut(whole, data)
+    splits = cut(conversations.read(data, Counter(), folder, None).pools, data)
     facts = _facts(splits, data)
     schema = _schema(splits) if facts and facts.kind is Answers.json else ""
     documents, rows, notes = dict[str, int](), dict[str, int](), list[str]()

@@ -43,14 +43,17 @@ SAMPLE_TEXTS, SAMPLE_CHARACTERS = 10_000, 4_000_000
 PERMUTATIONS, SEED = 128, 1
 MOST_MISSED = 1e-6
 """Largest probability that a pair exactly at the threshold is not proposed, at 0.1 and above."""
-NEIGHBOURS = 8
+NEIGHBOURS = 16
 """Texts that each is compared with in a band. Groups of one more are compared in full; in larger
 ones, texts stand beside those with which they share the next bands as well."""
-SKETCH_MARGIN = 0.2
-"""How far an estimate from `PERMUTATIONS` bytes may lie below the threshold: five standard errors,
-so that a pair at the threshold is passed over about once in ten million."""
-CHUNK_CHARACTERS, CHUNK_PAIRS = 500_000, 5_000
-"""Text and pairs that are in memory as arrays at once."""
+SKETCH_MARGIN = 0.15
+"""How far an estimate from `PERMUTATIONS` bytes may lie below the threshold: over four standard
+errors of a pair at 0.8, so that of such pairs one in 100,000 is passed over."""
+CHUNK_CHARACTERS, CHUNK_SHINGLES = 500_000, 1_000_000
+"""Text that is in memory as arrays at once, and shingles that are as sets."""
+CHUNK_PAIRS = 100_000
+HASH_BITS = 44
+"""Bits of a shingle's hash; the others of 64 number the texts of a chunk."""
 CONSTANT_SHARE, CONSTANT_ROWS = 0.01, 2
 """A question in more than this share and number of rows is an instruction, not a question."""
 
@@ -179,7 +182,7 @@ def _chunks(text: Callable[[int], str], numbers: Iterable[int]) -> Iterator[list
     chunk, held = list[int](), 0
     for number in numbers:
         chunk.append(number)
-        held += len(text(number))
+        held += len(text(number)) + 2
         if held >= CHUNK_CHARACTERS:
             yield chunk
             chunk, held = [], 0
@@ -191,8 +194,8 @@ def _shingles(texts: list[str], common: Any | None = None) -> tuple[Any, Any, An
     """Hashes of the different shingles of each text, without the common ones.
 
     Returns:
-        uint64 hashes of all texts, sorted within each; int64 ends of the texts in them, from 0 on;
-        int64 numbers of different shingles that each text had before.
+        uint64 hashes of `HASH_BITS`, sorted within each text; int64 ends of the texts in them, from
+        0 on; int64 numbers of different shingles that each text had before.
     """
     import numpy as np
 
@@ -204,22 +207,19 @@ def _shingles(texts: list[str], common: Any | None = None) -> tuple[Any, Any, An
     hashes = np.zeros(windows, np.uint64)
     for place in range(SHINGLE):
         hashes = _mix(hashes ^ codes[place : place + windows])
-    owner = np.repeat(np.arange(len(texts)), lengths)[:windows]
+    owner = np.repeat(np.arange(len(texts), dtype=np.uint64), lengths)[:windows]
     left = np.repeat(np.cumsum(lengths), lengths)[:windows] - np.arange(windows)
-    inside = left >= SHINGLE
-    hashes, owner = hashes[inside], owner[inside]
-    order = np.lexsort((hashes, owner))
-    hashes, owner = hashes[order], owner[order]
-    new = np.ones(len(hashes), bool)
-    new[1:] = (hashes[1:] != hashes[:-1]) | (owner[1:] != owner[:-1])
-    hashes, owner = hashes[new], owner[new]
-    before = np.bincount(owner, minlength=len(texts))
-    if common is not None and len(common):
-        nearest = np.minimum(np.searchsorted(common, hashes), len(common) - 1)
-        rare = common[nearest] != hashes
-        hashes, owner = hashes[rare], owner[rare]
-    sizes = np.bincount(owner, minlength=len(texts))
-    return hashes, np.concatenate(([0], np.cumsum(sizes))), before
+    # One number for text and hash sorts several times as fast as two.
+    both = (owner << HASH_BITS) | (hashes >> (np.uint64(64) - HASH_BITS))
+    both = np.sort(both[left >= SHINGLE])
+    both = both[np.flatnonzero(np.diff(both, prepend=~both[:1]))]
+    text, kept = (both >> HASH_BITS).astype(np.int64), both & ((np.uint64(1) << HASH_BITS) - 1)
+    before = np.bincount(text, minlength=len(texts))
+    if common is not None:
+        rare = ~_among(kept, common)
+        text, kept = text[rare], kept[rare]
+    sizes = np.bincount(text, minlength=len(texts))
+    return kept, np.concatenate(([0], np.cumsum(sizes))), before
 
 
 def _mix(values: Any) -> Any:
@@ -305,35 +305,37 @@ class _Candidates:
         count = len(self.sizes)
         labels, edges = np.arange(count), np.empty((0, 2), np.int64)
         refused = np.empty(0, np.int64)
-        for one, other in self._proposed():
-            apart = labels[one] != labels[other]
-            pairs = np.stack((np.minimum(one, other), np.maximum(one, other)), axis=1)[apart]
-            pairs = pairs[self._may_be_alike(pairs)]
-            pairs = pairs[~np.isin(pairs[:, 0] * count + pairs[:, 1], refused)]
+        for pairs in self._proposed():
+            apart = labels[pairs[:, 0]] != labels[pairs[:, 1]]
+            pairs = pairs[apart & self._may_be_alike(pairs)]
+            names = pairs[:, 0] * count + pairs[:, 1]
+            pairs, names = pairs[(new := ~_among(names, refused))], names[new]
             if not len(pairs):
                 continue
-            alike = _alike(pairs, text, common, self.threshold)
-            no = pairs[~alike]
-            refused = np.concatenate((refused, no[:, 0] * count + no[:, 1]))
+            alike = self._alike(pairs, text, common)
+            refused = np.sort(np.concatenate((refused, names[~alike])), kind="stable")
             if alike.any():
                 edges = np.concatenate((edges, pairs[alike]))
                 labels = _components(edges, count)
         return labels
 
-    def _proposed(self) -> Iterator[tuple[Any, Any]]:
-        """Pairs of texts with an equal key, from each band in turn."""
+    def _proposed(self) -> Iterator[Any]:
+        """Pairs of texts with an equal key, of each band in turn: int64 arrays of (pairs, 2)."""
         import numpy as np
 
         bands = self.bands.shape[1]
         for band in range(bands):
-            following = [self.bands[:, (band + next_) % bands] for next_ in (2, 1, 0)]
+            following = [self.bands[:, (band + after) % bands] for after in (2, 1, 0)]
             order = np.lexsort(following)
-            key = self.bands[order, band]
+            key, places = self.bands[order, band], [np.empty((0, 2), np.int64)]
             for distance in range(1, NEIGHBOURS + 1):
-                same = key[distance:] == key[:-distance]
-                if not same.any():
+                start = np.flatnonzero(key[distance:] == key[:-distance])
+                if not len(start):
                     break
-                yield order[:-distance][same], order[distance:][same]
+                places.append(np.stack((start, start + distance), axis=1))
+            pairs = np.concatenate(places)
+            # In the order of the band, so that a text's pairs are compared together.
+            yield np.sort(order[pairs[np.argsort(pairs[:, 0], kind="stable")]], axis=1)
 
     def _may_be_alike(self, pairs: Any) -> Any:
         """Which pairs their sizes and a byte of each signature row do not rule out."""
@@ -343,29 +345,39 @@ class _Candidates:
         may = np.minimum(one, other) >= self.threshold * np.maximum(one, other)
         # Of different numbers, one in 256 agrees in its last byte: the estimate is never too low.
         least = (self.threshold - SKETCH_MARGIN) * PERMUTATIONS
-        for start in range(0, len(pairs), CHUNK_CHARACTERS):
-            part = pairs[start : start + CHUNK_CHARACTERS]
+        for start in range(0, len(pairs), CHUNK_PAIRS):
+            part = pairs[start : start + CHUNK_PAIRS]
             equal = self.sketches[part[:, 0]] == self.sketches[part[:, 1]]
             may[start : start + len(part)] &= np.count_nonzero(equal, axis=1) >= least
         return may
 
+    def _alike(self, pairs: Any, text: Callable[[int], str], common: Any) -> Any:
+        """Which pairs of texts have a Jaccard similarity of at least the threshold."""
+        import numpy as np
 
-def _alike(pairs: Any, text: Callable[[int], str], common: Any, threshold: float) -> Any:
-    """Which pairs of texts have a Jaccard similarity of at least the threshold."""
+        alike = np.zeros(len(pairs), bool)
+        held = np.cumsum(self.sizes[pairs].sum(axis=1)) // CHUNK_SHINGLES
+        for places in np.split(np.arange(len(pairs)), np.flatnonzero(np.diff(held)) + 1):
+            sets = dict[int, set[int]]()
+            for numbers in _chunks(text, np.unique(pairs[places]).tolist()):
+                hashes, ends, _ = _shingles([text(n) for n in numbers], common)
+                parts = np.split(hashes, ends[1:-1])
+                sets.update((n, set(p.tolist())) for n, p in zip(numbers, parts, strict=True))
+            for place in places.tolist():
+                one, other = (sets[n] for n in pairs[place].tolist())
+                shared = len(one & other)
+                alike[place] = shared >= self.threshold * (len(one) + len(other) - shared)
+        return alike
+
+
+def _among(values: Any, ordered: Any) -> Any:
+    """Which values an array holds that is sorted."""
     import numpy as np
 
-    pairs_alike = np.zeros(len(pairs), bool)
-    for start in range(0, len(pairs), CHUNK_PAIRS):
-        part = pairs[start : start + CHUNK_PAIRS]
-        sets = dict[int, Any]()
-        for numbers in _chunks(text, np.unique(part).tolist()):
-            hashes, ends, _ = _shingles([text(n) for n in numbers], common)
-            sets.update(zip(numbers, np.split(hashes, ends[1:-1]), strict=True))
-        for place, (one, other) in enumerate(part.tolist(), start=start):
-            shared = np.intersect1d(sets[one], sets[other], assume_unique=True).size
-            either = len(sets[one]) + len(sets[other]) - shared
-            pairs_alike[place] = shared >= threshold * either
-    return pairs_alike
+    if not len(ordered):
+        return np.zeros(len(values), bool)
+    place = np.minimum(np.searchsorted(ordered, values), len(ordered) - 1)
+    return ordered[place] == values
 
 
 def _components(edges: Any, count: int) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -128,7 +129,7 @@ def read(path: Path, tasks: Collection[str] | None = None) -> list[Document]:
             ]
     except FileNotFoundError as error:
         raise StoreError(f"{path}: no such file; run the study again to make it") from error
-    except (OSError, EOFError, ValueError, TypeError) as error:
+    except (OSError, EOFError, zlib.error, ValueError, TypeError, KeyError) as error:
         raise StoreError(
             f"{path}: cannot be read ({type(error).__name__}); delete its folder and run again"
         ) from error

@@ -86,7 +86,7 @@ def _of_group(pairs: list[Pair], task: str, group: str | None) -> list[Pair]:
         raise ConfigError("--group", group, f"the documents of {task} have no groups; leave it out")
     if group not in known:
         more = f" and {len(known) - MOST_NAMED} more" if len(known) > MOST_NAMED else ""
-        named = ", ".join(sorted(known)[:MOST_NAMED])
+        named = ", ".join(map(repr, sorted(known)[:MOST_NAMED]))
         raise ConfigError("--group", group, f"the documents of {task} have {named}{more}")
     return [pair for pair in pairs if pair.base.group == group]
 

@@ -481,7 +481,7 @@ def test_documents_that_are_not_there_are_one_line(
 ) -> None:
     for arguments, words in (
         (["--task", "rout"], "--task = 'rout': the run scored route, write, story"),
-        (["--group", "bronze"], "--group = 'bronze': the documents of route have '', 'gold', 'silver'"),
+        (["--group", "bronze"], "= 'bronze': the documents of route have '', 'gold', 'silver'"),
         (["--task", "story", "--group", "gold"], "the documents of story have no groups"),
         (["--task", "story", "--won"], "--won = 'story': none of its metrics has a value for each"),
     ):

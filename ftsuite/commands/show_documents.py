@@ -49,10 +49,12 @@ def show_documents(root: Path, record: RunRecord, options: Namespace) -> int:
     if options.json:
         write_json(_plain(record, task, pairs, by, found, limit))
         return 0
-    shown = found[:limit]
-    wide = Console().width >= SIDE_BY_SIDE
-    parts = [_table(shown, by)] if wide and shown else [_block(pair, by) for pair in shown]
-    write(_summary(task, pairs, by), *parts, _rest(len(found), len(shown)))
+    shown, said = found[:limit], _summary(task, pairs, by)
+    if shown and Console().width >= SIDE_BY_SIDE:
+        parts: list[RenderableType] = [_table(said, shown, by)]
+    else:
+        parts = [said, *(_block(pair, by) for pair in shown)]
+    write(*parts, *_rest(len(found), len(shown)))
     return 0
 
 
@@ -138,15 +140,15 @@ def _summary(task: str, pairs: list[Pair], by: Comparison | None) -> str:
     return f"{head}; by {by.metric} tuned won {better:,} and lost {worse:,}, {same:,} are the same."
 
 
-def _rest(found: int, shown: int) -> str:
+def _rest(found: int, shown: int) -> list[str]:
     if not found:
-        return "No document is like that."
+        return ["No document is like that."]
     if shown < found:
-        return f"\n{shown:,} of {found:,} shown; --limit {found} shows all."
-    return ""
+        return [f"\n{shown:,} of {found:,} shown; --limit {found} shows all."]
+    return []
 
 
-def _table(pairs: list[Pair], by: Comparison | None) -> RenderableType:
+def _table(title: str, pairs: list[Pair], by: Comparison | None) -> RenderableType:
     grouped = any(pair.base.group and pair.base.group != pair.base.member for pair in pairs)
     rows = []
     for pair in pairs:
@@ -155,7 +157,7 @@ def _table(pairs: list[Pair], by: Comparison | None) -> RenderableType:
         texts = [cells[name] for name in ("question", "expected", "base", "tuned")]
         rows.append((pair.base.name, *group, *texts, cells["values"], _result(pair, by)))
     headers = ["=document", *(["group"] if grouped else []), "question", "expected"]
-    return table("", [*headers, "base", "tuned", "=base → tuned", "=tuned"], rows)
+    return table(title, [*headers, "base", "tuned", "=base → tuned", "=result"], rows)
 
 
 def _block(pair: Pair, by: Comparison | None) -> RenderableType:

@@ -104,8 +104,8 @@ def _listed(title: str, rows: Sequence[DocumentRow], total: int, metric: str) ->
         return ""
     said = f"**{title}**, {fmt.plural(total, 'document')}"
     if total > len(rows):
-        which = " with the largest change" if title != "Answers" else ""
-        said += f", of which {len(rows):,}{which} (of equal ones, those of the smallest hash)"
+        which = f"{len(rows):,} of them" if title == "Answers" else "those with the largest change"
+        said += f"; {which} (of equal ones the document's hash decides)"
     values = {value for row in rows for value in (row.base_value, row.tuned_value)}
     shows_values = not values <= {None, 0.0, 1.0}
     # A member's name is its documents' group, and stands before their number.

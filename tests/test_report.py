@@ -151,6 +151,17 @@ def test_free_text_stands_side_by_side_and_harms_nothing(tmp_path: Path) -> None
     assert "\x1b" not in text and "\u202e" not in text
 
 
+def test_a_word_that_no_column_has_room_for_may_be_broken(tmp_path: Path) -> None:
+    record = make_answered()
+    story = record.documents[2]
+    long = "&<x" * 40
+    row = dataclasses.replace(story.examples[0], base=long)
+    table = dataclasses.replace(story, examples=(row,))
+    said = section(text_of(tmp_path, dataclasses.replace(record, documents=(table,))), "Documents")
+    page = html_of(said)
+    assert long in page.cells and page.tags.count("wbr") == 2
+
+
 def test_values_are_shown_where_they_are_not_right_or_wrong(tmp_path: Path) -> None:
     record = make_answered()
     route = record.documents[0]

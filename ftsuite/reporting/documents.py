@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
+from ftsuite.errors import shorten
 from ftsuite.reporting import formats as fmt
 
 if TYPE_CHECKING:
@@ -14,6 +16,10 @@ if TYPE_CHECKING:
 
 LONGEST_NAME = 80
 """Characters of a label or group in a table."""
+LONGEST_WORD = 40
+"""Characters without a space after which a line may end."""
+_BREAK = "\ue000"
+"""Private use: stands for such an end while the text is escaped."""
 
 
 def section(study: Study) -> str:
@@ -148,8 +154,14 @@ def _left_out(number: int, noun: str) -> str:
 
 
 def _name(text: str) -> str:
-    return fmt.escape(text, limit=LONGEST_NAME) or "*(none)*"
+    return _breakable(text, LONGEST_NAME) or "*(none)*"
 
 
 def _text(text: str) -> str:
-    return fmt.escape(text) or "*(empty)*"
+    return _breakable(text) or "*(empty)*"
+
+
+def _breakable(text: str, limit: int | None = None) -> str:
+    """Escape a text, and let a line end inside of a word that no column has room for."""
+    words = re.sub(rf"(\S{{{LONGEST_WORD}}})(?=\S)", rf"\1{_BREAK}", text.replace(_BREAK, " "))
+    return fmt.escape(words if limit is None else shorten(words, limit)).replace(_BREAK, "<wbr>")

@@ -122,6 +122,7 @@ def _after_a_run(commands: Commands) -> None:
 
     show = commands.add_parser("show", parents=both, help="everything about one run")
     show.add_argument("run", metavar="RUN", help=RUN_HELP)
+    _documents(show)
 
     compare = commands.add_parser(
         "compare", parents=both, help="compare two models, document by document"
@@ -136,6 +137,26 @@ def _after_a_run(commands: Commands) -> None:
         "study", metavar="STUDY|FOLDER", help="a study in the store, or a folder with study.json"
     )
     report.add_argument("--out", metavar="DIR", help="where to (default: reports/STUDY)")
+
+
+def _documents(show: argparse.ArgumentParser) -> None:
+    documents = show.add_argument_group("documents", "Each of these options shows documents.")
+    documents.add_argument(
+        "--documents", action="store_true", help="questions, with the answers of base and tuned"
+    )
+    documents.add_argument(
+        "--task", metavar="NAME", help="of this task (default: the headline's, else the first)"
+    )
+    which = documents.add_mutually_exclusive_group()
+    which.add_argument("--won", action="store_true", help="only those tuned is better on")
+    which.add_argument("--lost", action="store_true", help="only those tuned is worse on")
+    which.add_argument(
+        "--changed", action="store_true", help="only those with another answer or another value"
+    )
+    documents.add_argument("--group", metavar="NAME", help="only those of this group")
+    documents.add_argument(
+        "--limit", type=_count, metavar="N", help="at most so many (default: 20; all with --json)"
+    )
 
 
 def _machine(commands: Commands) -> None:

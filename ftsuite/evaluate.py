@@ -6,7 +6,17 @@ import hashlib
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
-from ftsuite import metric_checks, metrics, models, proof, tasks, templates, turns
+from ftsuite import (
+    documents,
+    metric_checks,
+    metrics,
+    models,
+    proof,
+    samples,
+    tasks,
+    templates,
+    turns,
+)
 from ftsuite.errors import DataError, StageError
 from ftsuite.harness import build_harness
 from ftsuite.records import Conditions, MetricScores, Scores
@@ -16,12 +26,21 @@ if TYPE_CHECKING:
 
     from ftsuite.config import EvalsConfig, RunConfig
     from ftsuite.devices import Compute
+    from ftsuite.documents import Document
 
-VERSION = 2
+VERSION = 3
+"""3: documents.jsonl.gz, groups."""
 
 
 def evaluate(
-    config: RunConfig, compute: Compute, folder: Path, root: Path, cell: str, what: str
+    config: RunConfig,
+    compute: Compute,
+    folder: Path,
+    root: Path,
+    cell: str,
+    what: str,
+    *,
+    into: Path | None = None,
 ) -> Scores:
     """Score the model in `folder` on the configured tasks.
 
@@ -32,6 +51,7 @@ def evaluate(
         root: the store, where the standard suite's documents are kept.
         cell: the cell's place in the sweep, for the display.
         what: 'eval base' or 'eval tuned', for the display.
+        into: folder for the documents with their answers (documents.py); None writes none.
 
     Raises:
         ConfigError: a task has a metric that cannot be scored.
@@ -44,6 +64,7 @@ def evaluate(
     metric_checks.check(loaded)
     picked = {t.task.config.task: _subset(t, config.evals) for t in loaded}
     tasks.check_documents(loaded, picked)
+    samples.check_groups(loaded, picked)
     tokenizer = models.load_tokenizer(folder, config.model)
     template = templates.install(tokenizer, config.template)
     model = models.load_model(
@@ -85,7 +106,9 @@ def evaluate(
         attention=str(model.config._attn_implementation),
         generation="; ".join([generation, *_sampled(loaded)]),
     )
-    scored = _grouped(loaded, results)
+    scored, kept = _grouped(loaded, results, harness)
+    if into is not None:
+        documents.write(into / documents.FILE, kept)
     return Scores(
         conditions=conditions, metrics=scored, tokens=harness.tokens, generation_ignored=ignored
     )
@@ -129,16 +152,21 @@ def _subset(loaded: tasks.LoadedTask, config: EvalsConfig) -> list[int]:
     return tasks.picked(loaded.name, total, config)
 
 
-def _grouped(loaded: list[tasks.LoadedTask], results: dict[str, Any]) -> tuple[MetricScores, ...]:
+def _grouped(
+    loaded: list[tasks.LoadedTask], results: dict[str, Any], harness: Any
+) -> tuple[tuple[MetricScores, ...], list[Document]]:
+    """Metrics and documents, task by task; the tasks of a group are taken together."""
     groups: dict[str, list[Any]] = {}
     roles = tasks.roles(loaded)
     for item in loaded:
         groups.setdefault(item.name, []).append(item.task)
-    return tuple(
-        metric
-        for name, members in groups.items()
-        for metric in metrics.collect(name, members, results, split=roles[name])
-    )
+    scored: list[MetricScores] = []
+    written: list[Document] = []
+    for name, kept in samples.collect(loaded, results, harness).items():
+        found = metrics.collect(name, groups[name], results, kept, split=roles[name])
+        scored += found
+        written += samples.with_values(kept, found)
+    return tuple(scored), written
 
 
 def _digest(*texts: str) -> str:

@@ -6,6 +6,7 @@ value of the items. Records keep numbers from which any resample of the document
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,8 @@ from ftsuite.tasks import documents_digest
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from ftsuite.samples import Kept
+
 REPLICATES = 1_000
 """Resamples on which a task's own function is called while its items are at hand."""
 REPLICATES_SECONDS = 900
@@ -33,7 +36,7 @@ SUMMED = ("mean", "brier_score")
 
 
 def collect(
-    name: str, members: Sequence[Any], results: dict[str, Any], *, split: str
+    name: str, members: Sequence[Any], results: dict[str, Any], kept: Kept, *, split: str
 ) -> list[MetricScores]:
     """The metrics of one task, or of a group whose documents are taken together.
 
@@ -41,6 +44,7 @@ def collect(
         name: the task's or group's name in the configuration.
         members: lm-eval's task objects.
         results: what `simple_evaluate` returned.
+        kept: the task's documents, which know their groups and the tokens of their answers.
         split: what the documents are for, 'validation' or 'test'.
 
     Raises:
@@ -64,6 +68,7 @@ def collect(
             }
             suffix = "" if len(filters) == 1 else f"@{filter_name}"
             one = _metric(name, metric, suffix, members, rows, split)
+            one = dataclasses.replace(one, **_of_documents(members[0], metric, rows, kept))
             _require_lm_evals_value(one, f"{metric},{filter_name}", rows, results["results"])
             found.append(one)
     return found
@@ -104,6 +109,17 @@ def _metric(
         chance=_chance(metric, members, rows),
         available=sum(len(task.eval_docs) for task in members),
     )
+
+
+def _of_documents(task: Any, metric: str, rows: dict[str, list[Any]], kept: Kept) -> dict[str, Any]:
+    """The fields of a record that the documents themselves tell: groups, tokens of the answers."""
+    found = [kept[member, row["doc_id"]] for member, mine in rows.items() for row in mine]
+    groups = tuple(document.group for document in found)
+    of_answers = task.OUTPUT_TYPE == "loglikelihood" and metric == "bits_per_byte"
+    return {
+        "groups": groups if any(groups) else (),
+        "answer_tokens": sum(document.tokens or 0 for document in found) if of_answers else 0,
+    }
 
 
 def _values(metric: str, function: Callable[[Any], Any], items: list[list[Any]]) -> dict[str, Any]:

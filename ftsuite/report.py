@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ftsuite.errors import redact
 from ftsuite.jsonfile import write_text
-from ftsuite.reporting import findings, gates, plots, probes, stories, tables
+from ftsuite.reporting import documents, findings, gates, plots, probes, stories, tables
 from ftsuite.reporting import formats as fmt
 from ftsuite.reporting.conditions import conditions
 from ftsuite.reporting.environment import environment
@@ -63,6 +63,7 @@ def _text(study: Study, pictures: dict[str, str]) -> str:
         ("Quality against cost", _cost(study, pictures.get("cost", ""))),
         ("Base against tuned, metric by metric", _metrics(study)),
         ("Regressions and gates", gates.section(study)),
+        ("Documents", documents.section(study)),
         ("Probes", probes.section(study)),
         ("Training", pictures.get("training", "")),
         ("Cells that did not finish", _unfinished(study)),

@@ -10,18 +10,22 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ftsuite import devices, jsonfile, models, progress, systems, train
+from ftsuite import devices, documents, jsonfile, models, progress, systems, train
 from ftsuite.compare import apply_gates, compare_scores
 from ftsuite.config import to_plain
+from ftsuite.doctables import document_tables, group_tables
 from ftsuite.errors import FtsuiteError, StoreError, one_line, redact
 from ftsuite.provenance import now, provenance
 from ftsuite.records import Failure, RunRecord, StageRecord
 from ftsuite.stages import chain
-from ftsuite.store import Entry, StageSpec, lookup, run_stage
+from ftsuite.store import Entry, StageSpec, checked_file, lookup, run_stage
 from ftsuite.study import Cell, claimed, record_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from ftsuite.config import EvalsConfig
+    from ftsuite.records import Scores
 
 
 def run(cell: Cell) -> RunRecord:
@@ -116,11 +120,8 @@ def _recipe(
     tuned_scores = do("eval-tuned", stages.tuned_scores) if stages.tuned_scores else None
     tuned_probes = do("probe-tuned", stages.tuned_probes) if stages.tuned_probes else None
 
-    comparisons = (
-        compare_scores(base_scores.record, tuned_scores.record)
-        if base_scores and tuned_scores
-        else ()
-    )
+    if base_scores and tuned_scores:
+        record = _compared(record, config.evals, base_scores, tuned_scores)
     return dataclasses.replace(
         record,
         status="complete",
@@ -138,9 +139,24 @@ def _recipe(
         tuned=tuned_scores.record if tuned_scores else None,
         base_probes=base_probes.record if base_probes else None,
         tuned_probes=tuned_probes.record if tuned_probes else None,
-        comparisons=comparisons,
-        gates=apply_gates(comparisons, config.gates),
+        gates=apply_gates(record.comparisons, config.gates),
         notes=tuple(notes),
+    )
+
+
+def _compared(
+    record: RunRecord, evals: EvalsConfig, base: Entry[Scores], tuned: Entry[Scores]
+) -> RunRecord:
+    """Base against tuned: metric by metric, document by document, group by group."""
+    comparisons = compare_scores(base.record, tuned.record)
+    before, after = (
+        documents.read(checked_file(entry.folder, documents.FILE)) for entry in (base, tuned)
+    )
+    return dataclasses.replace(
+        record,
+        comparisons=comparisons,
+        documents=document_tables(evals, comparisons, before, after),
+        groups=group_tables(evals, comparisons, base.record, tuned.record),
     )
 
 

@@ -188,13 +188,14 @@ def _scores(
             "compute": dataclasses.asdict(compute),
         },
         record=Scores,
-        compute=lambda _: evaluate.evaluate(
+        compute=lambda folder: evaluate.evaluate(
             config,
             compute,
             models.checked(base) if merged is None else _checked(root, merged),
             root,
             cell,
             "eval base" if merged is None else "eval tuned",
+            into=folder,
         ),
     )
 

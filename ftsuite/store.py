@@ -171,9 +171,27 @@ def verify(entry: Entry[Any]) -> None:
     Raises:
         StoreError: a file's bytes are not those that were stored.
     """
-    for name, facts in _read_result(entry.folder)["files"].items():
-        if file_digest(entry.folder / name) != facts["sha256"]:
-            raise _corrupted(entry.folder, f"{name} does not have the sha256 it was stored with")
+    for name in _read_result(entry.folder)["files"]:
+        checked_file(entry.folder, name)
+
+
+def checked_file(folder: Path, name: str) -> Path:
+    """Return the path of a file of the entry in `folder`, once its sha256 was checked.
+
+    Raises:
+        StoreError: there is no such entry or file, or its bytes are not those that were stored.
+    """
+    if not folder.exists():
+        raise StoreError(f"{folder}: no such entry in the store; run the study again to make it")
+    facts = _read_result(folder)["files"].get(name)
+    if facts is None:
+        raise StoreError(
+            f"{folder}: holds no {name}, as an earlier version made it; run the study again"
+        )
+    path = folder / name
+    if not path.is_file() or file_digest(path) != facts["sha256"]:
+        raise _corrupted(folder, f"{name} does not have the sha256 it was stored with")
+    return path
 
 
 def require_writable(folder: Path, setting: str) -> None:

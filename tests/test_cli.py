@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 import pytest
+from answered import make_answered, store_answers
 from synthetic import make_failed, make_record, make_study, make_sweep, write_study
 from tiny import tiny_tokenizer
 
@@ -373,6 +374,129 @@ def test_show_p_values_are_those_of_the_report(ask: Any, tmp_path: Path) -> None
     assert holm is not None
     row = re.search(rf"lora\.r=8.*{re.escape(holm[1])} .*{holm[2]}", report)
     assert row is not None
+
+
+# --- show --documents --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def answered(tmp_path: Path) -> Path:
+    """A store with a run whose documents it keeps."""
+    root = tmp_path / "answered"
+    record = store_answers(root, make_answered())
+    write_study(root / "studies" / "lora_rank", make_study(record), [record])
+    return root
+
+
+def shown(said: str) -> list[str]:
+    return re.findall(r"^document (\d+)", said, re.M)
+
+
+def test_show_documents_of_the_headline(ask: Any, answered: Path) -> None:
+    code, said, _ = ask("show", "lora.r=4", "--documents", root=answered)
+    assert code == 0
+    assert "route: 6 documents; by acc tuned won 3 and lost 1, 2 are the same." in said
+    assert shown(said) == ["0", "1", "2", "3", "4", "5"]
+    lost = said.split("document 4")[1].split("document 5")[0]
+    for name, text in (
+        ("question", r"Question 4 of route\?"),
+        ("expected", "login"),
+        ("base", r"login \(by 0.50 nats\)"),
+        ("tuned", r"other \(by 0.50 nats\)"),
+        ("values", "acc 1 → 0"),
+    ):
+        assert re.search(rf"^{name} +{text}$", lost, re.M), name
+    assert lost.startswith(": lost")
+
+
+def test_show_documents_that_are_asked_for(ask: Any, answered: Path) -> None:
+    for arguments, wanted in (
+        (["--won"], ["0", "1", "5"]),
+        (["--lost"], ["4"]),
+        (["--changed"], ["0", "1", "2", "4", "5"]),
+        (["--group", "silver"], ["2", "3"]),
+        (["--group", "silver", "--won"], []),
+        (["--limit", "2"], ["0", "1"]),
+        (["--task", "write", "--won"], ["0", "1", "3"]),
+        (["--task", "write", "--group", ""], ["4"]),
+        (["--task", "story"], ["0", "1", "2"]),
+        (["--task", "story", "--changed"], ["0", "1", "2"]),
+    ):
+        code, said, _ = ask("show", "lora.r=4", *arguments, root=answered)
+        assert (code, shown(said)) == (0, wanted), arguments
+    assert (
+        "No document is like that."
+        in ask("show", "lora.r=4", "--group", "silver", "--won", root=answered)[1]
+    )
+    assert (
+        "2 of 6 shown; --limit 6 shows all."
+        in ask("show", "lora.r=4", "--limit", "2", root=answered)[1]
+    )
+    said = ask("show", "lora.r=4", "--task", "story", root=answered)[1]
+    assert "none of its metrics says which of them are won or lost" in said
+    # The answer's own lines stay lines, and nothing of it is markup.
+    assert re.search(r"^tuned +A fox \| and `a` <b>dog</b>\n +sang\.$", said, re.M)
+
+
+@pytest.mark.parametrize("columns", ["80", "200"])
+def test_documents_fit_the_terminal(
+    columns: str, ask: Any, answered: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    _, said, _ = ask("show", "lora.r=4", "--task", "write", root=answered)
+    assert max(map(len, said.splitlines())) <= int(columns)
+    assert all(f"Question {number} of write?" in said for number in range(6))
+    if columns == "200":
+        # Side by side: a line a document.
+        row = next(line for line in said.splitlines() if "Question 0 of write?" in line)
+        assert "I would say billing!" in row and "exact_match 0 → 1" in row and "gold" in row
+
+
+def test_documents_as_json(ask: Any, answered: Path) -> None:
+    code, said, _ = ask("show", "lora.r=4", "--documents", "--json", root=answered)
+    plain = json.loads(said)
+    assert code == 0
+    counts = [plain[name] for name in ("task", "metric", "n", "won", "lost", "same", "matching")]
+    assert counts == ["route", "acc", 6, 3, 1, 2, 6]
+    assert len(plain["documents"]) == 6
+    first = plain["documents"][0]
+    assert (first["number"], first["group"], first["result"]) == (0, "gold", "won")
+    assert (first["system"], first["expected"]) == ("Route the message.", ["billing"])
+    assert (first["base"]["answer"], first["tuned"]["answer"]) == ("login", "billing")
+    assert first["tuned"]["margin"] == 0.5 and first["tuned"]["values"] == {"acc": 1.0}
+    choice = {"text": "login", "log_likelihood": -1.5, "alone": None}
+    assert choice in first["base"]["choices"]
+    arguments = ("--json", "--task", "story", "--limit", "1")
+    plain = json.loads(ask("show", "lora.r=4", *arguments, root=answered)[1])
+    assert (plain["metric"], plain["won"], plain["matching"]) == (None, None, 3)
+    (document,) = plain["documents"]
+    assert document["result"] is None and document["base"]["answers"] == ["Once upon a time"]
+    section = DOCUMENTATION.split("## ftsuite show")[1].split("## ftsuite compare")[0]
+    for name in {*plain, *document, *document["base"]}:
+        assert f"`{name}`" in section, name
+
+
+def test_documents_that_are_not_there_are_one_line(
+    ask: Any, answered: Path, runs: list[RunRecord]
+) -> None:
+    for arguments, words in (
+        (["--task", "rout"], "--task = 'rout': the run scored route, write, story"),
+        (["--group", "bronze"], "= 'bronze': the documents of route have '', 'gold', 'silver'"),
+        (["--task", "story", "--group", "gold"], "the documents of story have no groups"),
+        (["--task", "story", "--won"], "--won = 'story': none of its metrics has a value for each"),
+    ):
+        code, said, error = ask("show", "lora.r=4", *arguments, root=answered)
+        assert (code, said) == (1, "") and words in error, arguments
+        assert error.count("\n") == 1
+    # A run that ended before its tuned model was scored, and one whose entries are gone.
+    code, _, error = ask("show", "lora.r=16", "--documents")
+    assert code == 1 and "base and tuned were not both scored" in error
+    code, _, error = ask("show", "lora.r=8", "--documents")
+    assert code == 1 and "no such entry in the store; run the study again" in error
+    (path, _) = sorted(answered.glob("eval/*/documents.jsonl.gz"))
+    path.write_bytes(path.read_bytes() + b"\0")
+    code, _, error = ask("show", "lora.r=4", "--documents", root=answered)
+    assert code == 1 and "does not have the sha256 it was stored with" in error
 
 
 def test_show_only_what_differs_from_the_defaults() -> None:

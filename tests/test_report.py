@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 import pytest
+from answered import make_answered
 from markdown_it import MarkdownIt
 from synthetic import (
     ARC,
@@ -93,6 +94,88 @@ def html_of(markdown: str) -> Cells:
     parser = Cells()
     parser.feed(MarkdownIt("commonmark", {"html": True}).enable("table").render(markdown))
     return parser
+
+
+# --- documents ------------------------------------------------------------------------------
+
+
+def test_documents_of_the_cell_are_told(tmp_path: Path) -> None:
+    record = make_answered()
+    said = section(text_of(tmp_path, record), "Documents")
+    assert f"`ftsuite show {record.run_id} --documents`" in said
+    route = section(said, "Documents of `route`")
+    assert (
+        "By `acc` tuned is better than base on 3 of 6 documents, worse on 1, and the same on 2"
+        in (route)
+    )
+    assert re.search(r"^\| billing +\| +3 \| +0 \| +2 \| +2 \| +0 \|$", route, re.M)
+    assert re.search(r"^\| billing +\| login +\| +2 \| +1 \|$", route, re.M)
+    assert "**Won**, 3 documents:" in route and "**Lost**, 1 document:" in route
+    lost = html_of(route.split("**Lost**")[1]).cells
+    assert lost == ["4", "Question 4 of route?", "login", "login", "other"]
+    write = section(said, "Documents of `write`")
+    assert "Median length of an answer, in characters: 6 expected, 6.5 from base, 6 from" in write
+    assert re.search(r"^\| billing +\| \(another text\) +\| +1 \| +0 \|$", write, re.M)
+    story = section(said, "Documents of `story`")
+    assert "3 documents. No metric of the task says of each whether it is won or lost." in story
+    groups = section(said, "`route/acc` by group")
+    assert re.search(r"^\| gold +\| +3 \| +0\.000 \| +1\.000 \| +\+1\.000 \|$", groups, re.M)
+    assert re.search(r"^\| \*\(none\)\* +\| +1 \| +1\.000 \| +0\.000 \| +−1\.000 \|$", groups, re.M)
+
+
+def test_free_text_stands_side_by_side_and_harms_nothing(tmp_path: Path) -> None:
+    record = make_answered()
+    story = record.documents[2]
+    hostile = dataclasses.replace(
+        story.examples[0], question=HOSTILE, expected=HOSTILE, base=HOSTILE, tuned="", group=HOSTILE
+    )
+    changed = dataclasses.replace(story, examples=(hostile,), n=3000)
+    label = dataclasses.replace(record.documents[0].labels[0], label=HOSTILE)
+    pair = dataclasses.replace(record.documents[0].confusions[0], expected=HOSTILE)
+    route = dataclasses.replace(record.documents[0], labels=(label,), confusions=(pair,))
+    table = record.groups[0]
+    groups = dataclasses.replace(
+        table, rows=(dataclasses.replace(table.rows[0], group=HOSTILE),), left_out=40
+    )
+    record = dataclasses.replace(record, documents=(route, changed), groups=(groups,))
+    text = text_of(tmp_path, record)
+    said = section(text, "Documents")
+    assert "**Answers**, 3,000 documents; 1 of them (of equal ones the document's" in said
+    assert "40 smaller groups left out." in said
+    page = html_of(said)
+    assert not {"script", "img", "a", "h1"} & set(page.tags)
+    # Label, pair, three texts and a group, each in one cell.
+    whole = [cell for cell in page.cells if "first | second" in cell]
+    assert len(whole) == 7
+    assert "(empty)" in page.cells
+    assert "\x1b" not in text and "\u202e" not in text
+
+
+def test_a_word_that_no_column_has_room_for_may_be_broken(tmp_path: Path) -> None:
+    record = make_answered()
+    story = record.documents[2]
+    long = "&<x" * 40
+    row = dataclasses.replace(story.examples[0], base=long)
+    table = dataclasses.replace(story, examples=(row,))
+    said = section(text_of(tmp_path, dataclasses.replace(record, documents=(table,))), "Documents")
+    page = html_of(said)
+    assert long in page.cells and page.tags.count("wbr") == 2
+
+
+def test_values_are_shown_where_they_are_not_right_or_wrong(tmp_path: Path) -> None:
+    record = make_answered()
+    route = record.documents[0]
+    rows = tuple(
+        dataclasses.replace(row, base_value=1.381, tuned_value=1.372) for row in route.won_documents
+    )
+    table = dataclasses.replace(route, metric="bits_per_byte", won=12, won_documents=rows)
+    said = section(text_of(tmp_path, dataclasses.replace(record, documents=(table,))), "Documents")
+    assert "**Won**, 12 documents; those with the largest change (of equal ones" in said
+    assert "bits_per_byte, base → tuned" in said and "1.381\u00a0→\u00a01.372" in said
+
+
+def test_records_without_documents_have_no_such_section(tmp_path: Path) -> None:
+    assert "## Documents" not in text_of(tmp_path, *make_sweep())
 
 
 # --- the story ------------------------------------------------------------------------------

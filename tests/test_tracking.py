@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
+from answered import make_answered
 from synthetic import BITS, HEADLINE, make_failed, make_record, make_study
 
 from ftsuite.choices import Tracker
@@ -162,6 +163,35 @@ def test_wandb_tables(runs: dict[str, dict[str, Any]]) -> None:
     ]
     (comparisons,) = [json.loads(path.read_text()) for path in folder.glob("comparisons_*")]
     assert len(comparisons["data"]) == len(make_record().comparisons)
+
+
+def test_wandb_tables_of_documents(tmp_path: Path) -> None:
+    """Real wandb, offline: won and lost documents, labels, confusion pairs, groups."""
+    record = make_answered()
+    assert go(WANDB, [record], tmp_path)
+    (run,) = offline_runs(tmp_path).values()
+    folder = run["folder"] / "files" / "media" / "table"
+    found = {}
+    for name in ("documents", "labels", "confusions", "groups"):
+        (path,) = folder.glob(f"{name}_*")
+        plain = json.loads(path.read_text())
+        found[name] = [dict(zip(plain["columns"], row, strict=True)) for row in plain["data"]]
+    route, write, story = record.documents
+    documents = {(row["task"], row["result"]): row for row in reversed(found["documents"])}
+    listed = [(t.won_documents, t.lost_documents, t.examples) for t in (route, write, story)]
+    assert len(found["documents"]) == sum(len(rows) for lists in listed for rows in lists)
+    lost = documents["route", "lost"]
+    assert (lost["question"], lost["expected"]) == ("Question 4 of route?", "login")
+    assert (lost["base"], lost["tuned"], lost["metric"]) == ("login", "other", "acc")
+    assert (lost["base_value"], lost["tuned_value"], lost["group"]) == (1, 0, "")
+    assert documents["story", "example"]["base"] == "Once upon a time"
+    assert documents["story", "example"]["base_value"] is None
+    label = {"task": "route", "label": "billing", "n": 3, "base_right": 0, "tuned_right": 2}
+    assert found["labels"][0] == label | {"gained": 2, "lost": 0}
+    pair = {"task": "route", "expected": "billing", "answered": "login", "base": 2, "tuned": 1}
+    assert found["confusions"][0] == pair
+    group = {"metric": "route/acc", "group": "gold", "n": 3, "base": 0, "tuned": 1}
+    assert found["groups"][0] == group | {"difference": 1}
 
 
 def test_wandb_report_is_an_artifact(tracked: Any, runs: dict[str, dict[str, Any]]) -> None:

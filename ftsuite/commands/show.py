@@ -8,6 +8,7 @@ from ftsuite import ranking, study
 from ftsuite.commands.display import metric_name, one_line, table, write, write_json
 from ftsuite.commands.runs import artifacts
 from ftsuite.commands.selection import find_run, store_root
+from ftsuite.commands.show_documents import show_documents
 from ftsuite.compare import verdict
 from ftsuite.config import RunConfig, to_plain
 from ftsuite.jsonfile import to_json
@@ -28,6 +29,8 @@ def show(options: Namespace) -> int:
     """Print one run, for people or as JSON."""
     root = store_root()
     path, record = find_run(root, options.run)
+    if options.documents or _narrows(options):
+        return show_documents(root, record, options)
     if options.json:
         write_json({**to_json(record), "record": str(path)})
         return 0
@@ -48,6 +51,14 @@ def show(options: Namespace) -> int:
         parts.append(one_line(f"failed in {failure.stage} ({failure.kind}): {failure.message}"))
     write(*parts)
     return 0
+
+
+def _narrows(options: Namespace) -> bool:
+    """Whether an option is given that says which documents to show."""
+    flags = options.won, options.lost, options.changed
+    return any(flags) or any(
+        one is not None for one in (options.task, options.group, options.limit)
+    )
 
 
 def changed_settings(config: dict[str, Any]) -> list[tuple[str, str]]:

@@ -120,13 +120,7 @@ def _markdown(record: RunRecord) -> dict[str, str]:
         "facts": _table(values.Table(columns=("fact", "value"), rows=tuple(facts))),
         "config": f"```json\n{json.dumps(record.config, indent=1, ensure_ascii=False)}\n```",
     }
-    for name, table in (
-        ("comparisons", values.comparisons_table(record)),
-        ("probes", values.probes_table(record)),
-    ):
-        if table.rows:
-            shown[name] = _table(table)
-    return shown
+    return shown | {name: _table(table) for name, table in values.tables(record).items()}
 
 
 def _table(table: values.Table) -> str:

@@ -169,14 +169,9 @@ def _log_values(run: Any, record: RunRecord) -> None:
     wandb = _import_wandb()
     for step, point in values.curve(record):
         run.log(point, step=step)
-    tables = {
-        "probes": values.probes_table(record),
-        "comparisons": values.comparisons_table(record),
-    }
     shown = {
         name: wandb.Table(columns=list(table.columns), data=[list(row) for row in table.rows])
-        for name, table in tables.items()
-        if table.rows
+        for name, table in values.tables(record).items()
     }
     if shown:
         run.log(shown)

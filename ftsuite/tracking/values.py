@@ -1,4 +1,4 @@
-"""A run record as trackers show it: names with numbers or texts, a curve, and two tables.
+"""A run record as trackers show it: names with numbers or texts, a curve, and tables.
 
 Names are paths: `tuned/<task>/<metric>`. Units: seconds, bytes, nats a token, or the metric's own.
 """
@@ -29,6 +29,7 @@ _COMPARISON_COLUMNS = (
     "method",
     "refused",
 )
+_DOCUMENT_COLUMNS = ("member", "number", "group", "question", "expected", "base", "tuned")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,6 +151,82 @@ def comparisons_table(record: RunRecord) -> Table:
         rows=tuple(
             tuple(getattr(comparison, name) for name in _COMPARISON_COLUMNS)
             for comparison in record.comparisons
+        ),
+    )
+
+
+def tables(record: RunRecord) -> dict[str, Table]:
+    """Return the tables of a cell by name; those without rows are left out."""
+    found = {
+        "comparisons": comparisons_table(record),
+        "probes": probes_table(record),
+        "documents": documents_table(record),
+        "labels": labels_table(record),
+        "confusions": confusions_table(record),
+        "groups": groups_table(record),
+    }
+    return {name: table for name, table in found.items() if table.rows}
+
+
+def documents_table(record: RunRecord) -> Table:
+    """Return the documents won and lost that the record lists, a row a document."""
+    rows: list[tuple[Cell, ...]] = []
+    for table in record.documents:
+        listed = {
+            "won": table.won_documents,
+            "lost": table.lost_documents,
+            "example": table.examples,
+        }
+        for result, documents in listed.items():
+            rows += [
+                (
+                    table.task,
+                    result,
+                    *(getattr(one, name) for name in _DOCUMENT_COLUMNS),
+                    table.metric,
+                    one.base_value,
+                    one.tuned_value,
+                )
+                for one in documents
+            ]
+    columns = ("task", "result", *_DOCUMENT_COLUMNS, "metric", "base_value", "tuned_value")
+    return Table(columns=columns, rows=tuple(rows))
+
+
+def labels_table(record: RunRecord) -> Table:
+    """Return how often each right answer of a closed set was answered, a row a label."""
+    columns = ("label", "n", "base_right", "tuned_right", "gained", "lost")
+    return Table(
+        columns=("task", *columns),
+        rows=tuple(
+            (table.task, *(getattr(row, name) for name in columns))
+            for table in record.documents
+            for row in table.labels
+        ),
+    )
+
+
+def confusions_table(record: RunRecord) -> Table:
+    """Return the wrong answers of a closed set, a row a pair of labels."""
+    columns = ("expected", "answered", "base", "tuned")
+    return Table(
+        columns=("task", *columns),
+        rows=tuple(
+            (table.task, *(getattr(row, name) for name in columns))
+            for table in record.documents
+            for row in table.confusions
+        ),
+    )
+
+
+def groups_table(record: RunRecord) -> Table:
+    """Return the metrics by group, a row a group."""
+    return Table(
+        columns=("metric", "group", "n", "base", "tuned", "difference"),
+        rows=tuple(
+            (table.name, row.group, row.n, row.base, row.tuned, row.tuned - row.base)
+            for table in record.groups
+            for row in table.rows
         ),
     )
 

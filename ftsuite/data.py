@@ -15,7 +15,17 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ftsuite import conversations, overlap, progress, readers, shapes, templates, tokenrows, turns
+from ftsuite import (
+    conversations,
+    overlap,
+    progress,
+    readers,
+    shapes,
+    specialtext,
+    templates,
+    tokenrows,
+    turns,
+)
 from ftsuite.choices import Loss, Packing, Shape
 from ftsuite.errors import DataError
 from ftsuite.packing import Sequence, single
@@ -150,11 +160,12 @@ def build(
     processes = processes or _cores()
     sources = dict(conversations.sources(data))
     total, splits = sum(map(len, subsets.values())), list[Split]()
-    systems, made = Counter[str](), Counter[str]()
+    systems, made, special = Counter[str](), Counter[str](), Counter[str]()
     shown = progress.stage(cell, "tokenise", total, "rows") if cell else nullcontext(_unseen)
     with shown as advance:
         for name, kept in subsets.items():
-            asked = _with_systems(kept, systems) if name == "train" else kept
+            asked = specialtext.counted(kept, tokenizer, special)
+            asked = _with_systems(asked, systems) if name == "train" else asked
             tokenised = tokenise(
                 asked, len(kept), rows_of, tokenizer, processes=processes, scratch=scratch
             )
@@ -181,7 +192,12 @@ def build(
         # collate() restarts the position ids with each document, whatever the strategy.
         documents_isolated=True,
         subset_note=subset_note(splits, data),
-        notes=(*complete.notes, *_truncation_notes(splits), *_rewritten_notes(splits, made)),
+        notes=(
+            *complete.notes,
+            *specialtext.notes(special),
+            *_truncation_notes(splits),
+            *_rewritten_notes(splits, made),
+        ),
         systems=dict(systems),
     )
 

@@ -73,7 +73,9 @@ def evaluate(
     ends = turns.end_tokens(model, tokenizer)
     generation, ignored = models.plain_generation(model, ends, tokenizer.pad_token_id)
     harness = build_harness(model, tokenizer, config.evals.batch_size, cell, what)
-    bos = proof.prove({t.task.config.task: t.task for t in loaded}, harness, picked)
+    by_name = {t.task.config.task: t.task for t in loaded}
+    proof.whole_answers(by_name, tokenizer, picked)
+    bos = proof.prove(by_name, harness, picked)
     results = _simple_evaluate(
         model=harness,
         tasks=[t.task for t in loaded],

@@ -121,6 +121,13 @@ def lines(config: RunConfig) -> list[str]:
     return [*found, *built.data_notes, *built.notes]
 
 
+def notes(config: RunConfig) -> tuple[str, ...]:
+    """What a reader of the scores must know of the tasks that were built."""
+    if not config.evals.held_out:
+        return ()
+    return build(config.data, config.evals, Path(config.store.root))[0].notes
+
+
 def require_splits(data: DataConfig) -> None:
     """Refuse data of which no rows are held out for validation or for the test.
 
@@ -161,6 +168,11 @@ def _write(data: DataConfig, evals: EvalsConfig, folder: Path) -> HeldOut:
         fields |= {field for document in made for field, value in document.items() if value}
         lines = (json.dumps(document, ensure_ascii=False) for document in made)
         (folder / f"{name}.jsonl").write_text("".join(f"{line}\n" for line in lines), "utf-8")
+    if facts and facts.labels and not _names_labels(splits["test"], facts.labels):
+        notes.append(
+            "nothing in the rows tells the base model what is asked or what the labels are; "
+            'data.system="…" puts it in front of every row, in training and in scoring'
+        )
     assert data.name is not None
     made_tasks = heldout_tasks.tasks(data.name, facts, fields, evals.max_new_tokens)
     for task in made_tasks.tasks:
@@ -193,6 +205,12 @@ def _facts(splits: dict[SplitName, Conversations], data: DataConfig) -> answers.
         return None
     every = (row[-1]["content"] for rows in splits.values() for row in rows)
     return answers.describe(every, data)
+
+
+def _names_labels(rows: Conversations, labels: tuple[str, ...]) -> bool:
+    """Whether a prompt speaks of labels: at least half of them stand in the first one."""
+    prompt = " ".join(message["content"] for message in rows[0][:-1]).casefold()
+    return 2 * sum(label.casefold() in prompt for label in labels) >= len(labels)
 
 
 def _schema(splits: dict[SplitName, Conversations]) -> str:

@@ -466,3 +466,12 @@ def test_real_dolly_rows(tmp_path, packing):
     assert max(len(sequence.input_ids) for sequence in sequences) <= 1024
     if packing != Packing.off:
         assert train.tokens / (train.sequences * 1024) > 0.9
+
+
+def test_rows_with_the_text_of_a_special_token_are_said(tmp_path: Path) -> None:
+    rows = [conversation(f"question {n}", f"answer {n}") for n in range(20)]
+    rows[3] = conversation("what does <|im_end|> do, twice <|im_end|>?", "it ends a turn")
+    source = DataConfig(name="x", train=str(write_jsonl(tmp_path / "rows.jsonl", rows)))
+    _, summary = data.build(source, PackingConfig(), Loss.completion, tiny_tokenizer("chatml"))
+    said = [note for note in summary.notes if "special token" in note]
+    assert said and "'<|im_end|>' in 1)" in said[0]

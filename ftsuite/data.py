@@ -12,21 +12,15 @@ import math
 import os
 from collections import Counter
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ftsuite import conversations, progress, readers, shapes, templates, tokenrows, turns
-from ftsuite.choices import Loss, Packing
+from ftsuite import conversations, overlap, progress, readers, shapes, templates, tokenrows, turns
+from ftsuite.choices import Loss, Packing, Shape
 from ftsuite.errors import DataError
 from ftsuite.packing import Sequence, single
 from ftsuite.records import DataSummary
-from ftsuite.splits import (
-    Split,
-    SplitName,
-    cut,
-    overlap_notes,
-    subset_note,
-    take_subsets,
-)
+from ftsuite.splits import Conversations, Split, SplitName, subset_note, take_subsets
 from ftsuite.tokenise import tokenise
 from ftsuite.tokenrows import PackedRows, StoredRows, TokenRows
 
@@ -66,6 +60,40 @@ def source_sha256(data: DataConfig) -> str:
         for name, source in conversations.sources(data)
     ]
     return hashlib.sha256(json.dumps(identities).encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CutRows:
+    """The rows of each split, before any subset is taken."""
+
+    splits: dict[SplitName, Conversations]
+    """In a seeded order, with `data.system` in front where a row has no system message."""
+    shape: Shape
+    dropped: Counter[str]
+    """Rows that were left out, by reason."""
+    notes: tuple[str, ...]
+    """What the columns were taken for, and which rows splits share or would have shared."""
+
+
+def cut_rows(data: DataConfig, scratch: Path | None = None, cell: str | None = None) -> CutRows:
+    """Read the rows and cut them into splits, without tokenising.
+
+    Args:
+        data: where rows come from and how they are cut.
+        scratch: folder for temporary files, which go with the result.
+        cell: the cell's place in the sweep, for the display; None shows nothing.
+
+    Raises:
+        DataError: a file, row or split cannot be used, or two files share too many rows.
+    """
+    dropped = Counter[str]()
+    read = conversations.read(data, dropped, scratch, cell)
+    splits, notes = overlap.divide(read.pools, data, scratch)
+    # After the cut: a system message must not move rows from one split to another.
+    splits = {name: rows.with_system(data.system) for name, rows in splits.items()}
+    return CutRows(
+        splits=splits, shape=read.layout.shape, dropped=dropped, notes=(*read.notes, *notes)
+    )
 
 
 def prepare(
@@ -115,14 +143,9 @@ def build(
     Raises:
         DataError: a file, row or split cannot be used.
     """
-    dropped = Counter[str]()
-    whole, shape = conversations.read(data, dropped, scratch, cell)
-    notes = overlap_notes(whole, data)
-    complete = cut(whole, data)
-    # After the cut: a system message must not move rows from one split to another.
-    subsets = {
-        name: rows.with_system(data.system) for name, rows in take_subsets(complete, data).items()
-    }
+    complete = cut_rows(data, scratch, cell)
+    dropped = Counter(complete.dropped)
+    subsets = take_subsets(complete.splits, data)
     rows_of = functools.partial(_tokenise_conversation, loss=loss)
     processes = processes or _cores()
     sources = dict(conversations.sources(data))
@@ -138,7 +161,7 @@ def build(
             split = Split(
                 name=name,
                 conversations=kept,
-                available=len(complete[name]),
+                available=len(complete.splits[name]),
                 rows=TokenRows(scratch),
                 # A split without a source of its own was cut from the training rows.
                 source=conversations.public_name(sources.get(name, data.train)),
@@ -151,14 +174,14 @@ def build(
     return splits, DataSummary(
         source=conversations.public_name(data.train),
         source_sha256=source_sha256(data),
-        shape=shape.value,
+        shape=complete.shape.value,
         splits=tuple(split.summary() for split in splits),
         dropped=dict(dropped),
         packing=packing.strategy.value,
         # collate() restarts the position ids with each document, whatever the strategy.
         documents_isolated=True,
         subset_note=subset_note(splits, data),
-        notes=(*notes, *_truncation_notes(splits), *_rewritten_notes(splits, made)),
+        notes=(*complete.notes, *_truncation_notes(splits), *_rewritten_notes(splits, made)),
         systems=dict(systems),
     )
 

@@ -9,18 +9,16 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ftsuite import answers, conversations, heldout_tasks, shapes
+from ftsuite import answers, heldout_tasks, shapes
 from ftsuite import data as data_module
 from ftsuite.choices import Answers
 from ftsuite.config import identity
 from ftsuite.errors import ConfigError
 from ftsuite.resources import evals_dir
-from ftsuite.splits import cut
 from ftsuite.store import StageSpec, file_digest, run_stage
 
 if TYPE_CHECKING:
@@ -57,7 +55,10 @@ class HeldOut:
     """Rows of each split."""
     documents: dict[str, int]
     """Documents of each split."""
+    data_notes: tuple[str, ...]
+    """What the data stage says too: columns, rows that were kept on one side."""
     notes: tuple[str, ...]
+    """What the answers are, and what was not built."""
 
 
 def build(data: DataConfig, evals: EvalsConfig, root: Path) -> tuple[HeldOut, Path]:
@@ -117,7 +118,7 @@ def lines(config: RunConfig) -> list[str]:
         ]
         said = f"{task}: {heldout_tasks.words(task, built.kind)}, {scored:,} of {there:,} documents"
         found.append("; ".join([said, *use]))
-    return [*found, *built.notes]
+    return [*found, *built.data_notes, *built.notes]
 
 
 def require_splits(data: DataConfig) -> None:
@@ -142,8 +143,8 @@ def _scoring() -> Path:
 
 
 def _write(data: DataConfig, evals: EvalsConfig, folder: Path) -> HeldOut:
-    whole, _ = conversations.read(data, Counter(), folder, None)
-    splits = cut(whole, data)
+    complete = data_module.cut_rows(data, folder)
+    splits = complete.splits
     facts = _facts(splits, data)
     schema = _schema(splits) if facts and facts.kind is Answers.json else ""
     documents, rows, notes = dict[str, int](), dict[str, int](), list[str]()
@@ -175,6 +176,7 @@ def _write(data: DataConfig, evals: EvalsConfig, folder: Path) -> HeldOut:
         headline=made_tasks.headline,
         rows=rows,
         documents=documents,
+        data_notes=complete.notes,
         notes=(*(facts.notes if facts else ()), *made_tasks.notes, *notes),
     )
 
@@ -223,7 +225,7 @@ def _document(
     schema: str,
     data: DataConfig,
 ) -> dict[str, Any]:
-    conversation = shapes.inject_system(rows[number], data.system)
+    conversation = rows[number]
     group = rows.group(number)
     if facts is None:
         return {"text": conversation[0]["content"], "group": group}

@@ -1,46 +1,34 @@
-"""Rows from JSON, JSONL, CSV and Parquet files and from the Hub.
+"""Rows from JSON, JSONL, CSV, TSV and Parquet files and from the Hub.
 
 Errors say what is wrong, where, and what to do, and never show a row's text.
 """
 
 from __future__ import annotations
 
-import csv
+import gzip
 import hashlib
 import json
-import re
-from dataclasses import dataclass
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ftsuite import filekind
+from ftsuite import delimited, filekind, hubdata, textfile
 from ftsuite.errors import DataError, one_line, shorten
 from ftsuite.filekind import Kind
+from ftsuite.hubdata import HUB_ID, HubSource
 from ftsuite.resources import find_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    Reader = Callable[[Path, str], Iterable[dict[str, Any]]]
+    from ftsuite.textfile import TextFormat
+
+    Reader = Callable[[Path, str, TextFormat, list[str]], Iterable[dict[str, Any]]]
 
 Row = dict[str, Any]
 
-HUB_ID = re.compile(
-    r"(?P<id>[\w.-]+/[\w.-]+)(:(?P<config>[\w.-]+))?(@(?P<split>[\w.-]+))?", re.ASCII
-)
 PARQUET_ROWS = 1_000
 """Rows that are in memory at once."""
-LONGEST_CELL = 2**31 - 1
-"""Characters of one CSV cell; Python's own limit of 131,072 is too short for documents."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HubSource:
-    """A data set on the Hub: `org/name`, `org/name:config`, `org/name:config@split`."""
-
-    id: str
-    config: str | None
-    split: str
 
 
 def find_source(source: str, *, split: str) -> Path | HubSource:
@@ -59,41 +47,77 @@ def find_source(source: str, *, split: str) -> Path | HubSource:
         raise DataError(f"{shorten(source)}: {error.strerror}; check the path") from error
     except DataError:
         match = HUB_ID.fullmatch(source)
-        if match is None or Path(source).suffix.lower() in READERS or Path(source).exists():
+        if match is None or suffix_of(Path(source)) in READERS or Path(source).exists():
             raise
     return HubSource(id=match["id"], config=match["config"], split=match["split"] or split)
 
 
-def read_rows(source: str, *, split: str = "train") -> list[Row]:
+def read_rows(source: str, *, split: str = "train", form: TextFormat | None = None) -> list[Row]:
     """Return the rows of a file or Hub data set: `iter_rows`, all in memory."""
-    return list(iter_rows(source, split=split))
+    return list(iter_rows(source, split=split, form=form))
 
 
-def iter_rows(source: str, *, split: str = "train") -> Iterator[Row]:
+def iter_rows(
+    source: str,
+    *,
+    split: str = "train",
+    form: TextFormat | None = None,
+    notes: list[str] | None = None,
+) -> Iterator[Row]:
     """Give the rows of a file or Hub data set one by one; a JSON array is read whole.
 
     Args:
-        source: path (JSON array, or object with one under `data`; JSONL; CSV; Parquet) or Hub id.
+        source: path (JSON array, or object with one under `data`; JSONL; CSV; TSV; Parquet) or Hub
+            id.
         split: Hub split to take where `source` names none.
+        form: encoding and header of text files (`textfile.format_of`); None: the defaults.
+        notes: is added what a reader must know, such as that there is no header.
 
     Raises:
         DataError: missing, empty, malformed or unreachable; also after some rows.
     """
     found = find_source(source, split=split)
     if isinstance(found, HubSource):
-        rows = _read_hub(found)
+        rows = hubdata.read(found)
     else:
-        reader = READERS.get(found.suffix.lower())
-        if reader is None:
-            known = ", ".join(READERS)
-            raise DataError(f"{source}: unknown kind of file; use one of {known}")
-        rows = _read_file(found, source, reader)
+        if remedy := unknown_kind(found):
+            raise DataError(f"{source}: {remedy}")
+        form = textfile.format_of() if form is None else form
+        rows = _read_file(found, source, form, [] if notes is None else notes)
     empty = True
     for row in rows:
         empty = False
         yield row
     if empty:
         raise DataError(f"{source}: no rows in it; check how the file was written")
+
+
+def suffix_of(path: Path) -> str:
+    """Return the end of a file's name that tells its kind, in small letters and without `.gz`."""
+    suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
+    if suffixes[1:] == [textfile.GZIP] and suffixes[0] in TEXT_SUFFIXES:
+        return suffixes[0]
+    return suffixes[-1] if suffixes else ""
+
+
+def unknown_kind(path: Path) -> str:
+    """Return why a file's name tells no kind that is read, and the remedy; or nothing."""
+    if suffix_of(path) in READERS:
+        return ""
+    return f"unknown kind of file{_hint(path)}; use one of {KNOWN_KINDS}"
+
+
+def _hint(path: Path) -> str:
+    try:
+        kind = filekind.of(path)
+    except (OSError, EOFError, zlib.error):
+        return ""
+    if kind not in filekind.NOT_TEXT and path.suffix.lower() != ".txt":
+        return ""
+    if kind is Kind.other:
+        return ', and plain text has no rows: write a .jsonl with {"text": "…"} a row'
+    unpack = "unpack it and " if path.suffix.lower() == textfile.GZIP else ""
+    return f" ({kind.value}: {unpack}{filekind.REMEDIES[kind]})"
 
 
 def file_sha256(path: Path) -> str:
@@ -111,32 +135,45 @@ def source_identity(source: str, *, split: str) -> str:
     found = find_source(source, split=split)
     if isinstance(found, Path):
         return file_sha256(found)
-    return f"{found.id}:{found.config}@{found.split} {_commit(found)}"
+    return f"{found.id}:{found.config}@{found.split} {hubdata.commit_of(found)}"
 
 
-def _read_file(path: Path, name: str, reader: Reader) -> Iterator[Row]:
+def _read_file(path: Path, name: str, form: TextFormat, notes: list[str]) -> Iterator[Row]:
+    reader = READERS[suffix_of(path)]
     if path.stat().st_size == 0:
         raise DataError(f"{name}: the file is empty; check how it was written")
-    if (kind := filekind.of(path)) in filekind.NOT_TEXT and reader is not _read_parquet:
-        raise DataError(f"{name}: {filekind.NOT_TEXT[kind]}")
     try:
-        yield from reader(path, name)
-    except UnicodeDecodeError as error:
-        raise DataError(f"{name}: not UTF-8 text (byte {error.start}); convert the file") from error
+        kind = filekind.of(path, form.encoding)
+        if kind in filekind.NOT_TEXT and reader is not _read_parquet:
+            raise DataError(f"{name}: {filekind.NOT_TEXT[kind]}")
+        if reader is not _read_parquet:
+            textfile.refuse_utf8(path, name, form.encoding)
+        yield from reader(path, name, form, notes)
+    except UnicodeError as error:
+        # UTF-16 without its byte order mark raises no UnicodeDecodeError.
+        raise textfile.not_decoded(path, name, form.encoding) from error
     except RecursionError as error:
         raise DataError(f"{name}: JSON nested too deeply; mend the file") from error
+    except (gzip.BadGzipFile, zlib.error) as error:
+        raise DataError(
+            f"{name}: not a gzip archive, or a damaged one; take .gz out of its name if it is not "
+            "packed, else pack it again"
+        ) from error
+    except EOFError as error:
+        raise DataError(f"{name}: the gzip archive is cut short; copy it again") from error
     except OSError as error:
         raise DataError(f"{name}: cannot be read ({error.strerror}); check the file") from error
 
 
-def _read_json(path: Path, name: str) -> list[Row]:
-    # utf-8-sig: files saved on Windows may begin with a byte order mark.
-    text = path.read_text(encoding="utf-8-sig")
+def _read_json(path: Path, name: str, form: TextFormat, _: list[str]) -> list[Row]:
+    with textfile.open_text(path, form.encoding) as file:
+        text = file.read()
     try:
         value = parse_json(text)
     except json.JSONDecodeError as error:
         remedy = "mend the file, or name it .jsonl if it has one object a line"
-        if (kind := filekind.of(path)) in (Kind.csv, Kind.tsv):
+        kind = filekind.of(path, form.encoding)
+        if kind in (Kind.csv, Kind.tsv, Kind.semicolons):
             remedy = f"it looks like {kind.value}: {filekind.REMEDIES[kind]}"
         raise DataError(
             f"{name}, line {error.lineno}: malformed JSON ({error.msg}, column {error.colno}); "
@@ -151,8 +188,8 @@ def _read_json(path: Path, name: str) -> list[Row]:
     return [_row(row, f"{name}, row {number}") for number, row in enumerate(value, start=1)]
 
 
-def _read_jsonl(path: Path, name: str) -> Iterator[Row]:
-    with path.open(encoding="utf-8-sig") as file:
+def _read_jsonl(path: Path, name: str, form: TextFormat, _: list[str]) -> Iterator[Row]:
+    with textfile.open_text(path, form.encoding) as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue
@@ -160,7 +197,7 @@ def _read_jsonl(path: Path, name: str) -> Iterator[Row]:
                 row = _row(parse_json(line), f"{name}, line {number}")
             except json.JSONDecodeError as error:
                 remedy = "mend or remove the line"
-                if (kind := filekind.of(path)) is Kind.json:
+                if (kind := filekind.of(path, form.encoding)) is Kind.json:
                     remedy += ", or name the file .json if it is one array over several lines"
                 elif number == 1:
                     remedy = f"the file looks like {kind.value}: {filekind.REMEDIES[kind]}"
@@ -195,44 +232,7 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _read_csv(path: Path, name: str) -> Iterator[Row]:
-    kind = filekind.of(path)
-    if kind in (Kind.tsv, Kind.semicolons, Kind.json):
-        raise DataError(f"{name}: not CSV but {kind.value}; {filekind.REMEDIES[kind]}")
-    csv.field_size_limit(LONGEST_CELL)
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, strict=True)
-        try:
-            columns = reader.fieldnames or []
-            if twice := [column for column in columns if columns.count(column) > 1]:
-                raise DataError(
-                    f"{name}: the column {twice[0]!r} is there twice; rename or remove one"
-                )
-            for number, row in enumerate(reader, start=1):
-                # DictReader collects surplus cells under None and fills missing ones with None.
-                if None in row or None in row.values():
-                    raise DataError(
-                        f"{name}, row {number}: not as many cells as the header has columns; mend "
-                        "the row"
-                    )
-                yield row
-        except csv.Error as error:
-            # line_num counts the lines that were read whole, not the one that failed.
-            raise DataError(
-                f"{name}, line {reader.line_num + 1}: malformed CSV ({_plain_words(error)}); mend "
-                "the line"
-            ) from error
-
-
-def _plain_words(error: csv.Error) -> str:
-    words = {
-        "expected after": "text behind a closing quotation mark",
-        "unexpected end of data": "a quotation mark that is never closed",
-    }
-    return next((plain for said, plain in words.items() if said in str(error)), str(error))
-
-
-def _read_parquet(path: Path, name: str) -> Iterator[Row]:
+def _read_parquet(path: Path, name: str, _: TextFormat, __: list[str]) -> Iterator[Row]:
     import pyarrow
     import pyarrow.parquet
 
@@ -256,47 +256,12 @@ def _row(value: Any, where: str) -> Row:
 READERS: dict[str, Reader] = {
     ".json": _read_json,
     ".jsonl": _read_jsonl,
-    ".csv": _read_csv,
+    ".csv": delimited.read_csv,
+    ".tsv": delimited.read_tsv,
+    ".tab": delimited.read_tsv,
     ".parquet": _read_parquet,
 }
-
-
-def _read_hub(source: HubSource) -> Iterator[Row]:
-    import datasets
-
-    commit = _commit(source)
-    try:
-        loaded = datasets.load_dataset(
-            source.id, source.config, split=source.split, revision=commit
-        )
-        yield from (dict(row) for row in loaded)
-    except Exception as error:  # the Hub client raises a dozen unrelated kinds
-        raise _unreachable(source, error) from error
-
-
-def _commit(source: HubSource) -> str:
-    """The commit that the data set's main branch points to; offline, as it is in the cache."""
-    from huggingface_hub import HfApi, constants
-
-    try:
-        return str(HfApi().dataset_info(source.id, timeout=30).sha)
-    except Exception as error:  # offline, unknown, gated: as many kinds of exception
-        folder = f"datasets--{source.id.replace('/', '--')}"
-        cached = Path(constants.HF_HUB_CACHE, folder, "refs", "main")
-        if cached.is_file() and not _is_answer(error):
-            return cached.read_text(encoding="ascii").strip()
-        raise _unreachable(source, error) from error
-
-
-def _is_answer(error: Exception) -> bool:
-    # The Hub was there and said no: an old cache must not hide that.
-    return getattr(error, "response", None) is not None
-
-
-def _unreachable(source: HubSource, error: Exception) -> DataError:
-    first = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return DataError(
-        f"{source.id}: no such file here, and it cannot be loaded from the Hub "
-        f"({type(error).__name__}: {first}); check the name and split, the network and HF_TOKEN, "
-        "or give a local file"
-    )
+DELIMITED_SUFFIXES = (".csv", ".tsv", ".tab")
+TEXT_SUFFIXES = (".json", ".jsonl", *DELIMITED_SUFFIXES)
+KNOWN_KINDS = f"{', '.join(READERS)}; text files packed with gzip as .csv.gz and so on"
+"""Kinds of files, for errors."""

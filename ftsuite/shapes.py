@@ -2,120 +2,45 @@
 
 from __future__ import annotations
 
-import dataclasses
+import json
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from ftsuite.choices import Shape
-from ftsuite.errors import DataError
+from ftsuite.columnnames import listed
+from ftsuite.columns import response_column
+from ftsuite.errors import DataError, shorten
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
+    from ftsuite.columns import Layout
     from ftsuite.config import ColumnsConfig
 
 Message = dict[str, Any]
 Conversation = list[Message]
 TEXT_ROLE = "text"
 """Role of the one pseudo-message of a plain text row: no template, every token trained."""
-
-
 ROLES = ("system", "user", "assistant")
 SPEAKING = ("weight", "tool_calls", "function_call", "reasoning_content")
 """Keys of a message that this suite does not read, and that change what is learned."""
-LIKE_QUESTIONS = ("context", "input", "instruction", "system", "passage")
-"""Names of columns that belong to a question."""
-LIKE_ANSWERS = (
-    *("answer", "category", "class", "completion", "intent", "label", "labels", "output"),
-    *("response", "sentiment", "summary", "target", "translation"),
-)
-"""Names of columns that hold what a model should learn to say."""
-
-
-def detect_shape(names: Collection[str], columns: ColumnsConfig, where: str) -> Shape:
-    """Return the first shape whose columns are all there.
-
-    Args:
-        names: column names of the data.
-        columns: configured column names.
-        where: file or Hub id, for the error.
-
-    Raises:
-        DataError: no known shape fits, or the one that does would leave an answer or a column
-            that was configured unused.
-    """
-    wanted = {
-        Shape.messages: [columns.messages],
-        Shape.prompt_completion: [columns.prompt, columns.completion],
-        Shape.question_answer: [columns.question, columns.answer],
-        Shape.dolly: [columns.instruction, _response(names, columns)],
-        Shape.text: [columns.text],
-    }
-    found = next(
-        (shape for shape, needed in wanted.items() if all(name in names for name in needed)), None
-    )
-    if found is None:
-        known = ", ".join("+".join(needed) for needed in wanted.values())
-        raise DataError(
-            f"{where}: the columns {_listed(names)} fit no known shape ({known}); "
-            "set data.shape and data.columns"
-        )
-    answers = [name for name in names if name.lower() in LIKE_ANSWERS]
-    if found is Shape.text and answers:
-        raise DataError(
-            f"{where}: the column {answers[0]!r} looks like an answer, but would not be trained "
-            f"beside {columns.text!r}; set data.shape=prompt_completion "
-            f"data.columns.prompt={columns.text} data.columns.completion={answers[0]}, or "
-            "data.shape=text to leave it out"
-        )
-    used = {columns.question, columns.answer, columns.prompt, columns.completion}
-    asked = [name for name in names if name.lower() in LIKE_QUESTIONS and name not in used]
-    if found in (Shape.question_answer, Shape.prompt_completion) and asked:
-        raise DataError(
-            f"{where}: the column {asked[0]!r} looks like a part of the question, but would be "
-            f"left out; join it to the question, or set data.shape={found.value} to leave it out"
-        )
-    if name := unused_column(found, columns):
-        raise DataError(
-            f"{where}: data.columns.{name} is set, but data.shape={found.value}, which these "
-            "rows have, does not read it; set data.shape, or leave data.columns as it is"
-        )
-    return found
-
-
-USED_COLUMNS = {
-    Shape.messages: ("messages",),
-    Shape.prompt_completion: ("prompt", "completion"),
-    Shape.question_answer: ("question", "answer"),
-    Shape.dolly: ("instruction", "context", "response"),
-    Shape.text: ("text",),
+SPEAKERS = {"human": "user", "gpt": "assistant", "bot": "assistant"}
+"""Other names of roles, as ShareGPT's files have them."""
+NUMBERS = (int, float)
+JSON_VALUES = (*NUMBERS, bool, dict, list)
+"""Types of values that become text: of questions, and of answers."""
+KINDS = {
+    int: "whole numbers",
+    float: "numbers with a point",
+    bool: "true and false",
+    dict: "JSON objects",
+    list: "JSON arrays",
 }
-"""Which fields of `ColumnsConfig` a shape reads."""
-
-
-def unused_column(shape: Shape, columns: ColumnsConfig) -> str:
-    """Return a field of `columns` that was set and that `shape` does not read, or nothing."""
-    if shape is Shape.auto:
-        return ""
-    default = type(columns)()
-    for field in dataclasses.fields(columns):
-        is_set = getattr(columns, field.name) != getattr(default, field.name)
-        if is_set and field.name not in USED_COLUMNS[shape]:
-            return field.name
-    return ""
-
-
-def shared_column(shape: Shape, columns: ColumnsConfig) -> str:
-    """Return the column that `shape` would read as two things, or nothing."""
-    shapes = USED_COLUMNS if shape is Shape.auto else [shape]
-    for one in shapes:
-        names = [name for field in USED_COLUMNS[one] if (name := getattr(columns, field))]
-        if len(set(names)) < len(names):
-            return str(max(names, key=names.count))
-    return ""
+"""Words for them."""
 
 
 def to_messages(
-    row: Mapping[str, Any], shape: Shape, columns: ColumnsConfig, where: str
+    row: Mapping[str, Any], layout: Layout, where: str, said: Counter[str] | None = None
 ) -> Conversation:
     """Return a row as a conversation.
 
@@ -124,26 +49,28 @@ def to_messages(
 
     Args:
         row: column names and values.
-        shape: how the row holds its conversation; not auto.
-        columns: configured column names.
+        layout: how the row holds its conversation.
         where: file and row, for errors.
+        said: counts what was read otherwise than it is written, in words without any text.
 
     Raises:
-        DataError: a column is missing, or its value is null or not text.
+        DataError: a column is missing, or its value is null or cannot be text.
     """
-    match shape:
+    said, columns = Counter() if said is None else said, layout.columns
+    match layout.shape:
         case Shape.messages:
-            return _from_messages(row, columns.messages, where)
+            messages = _from_messages(row, columns.messages, where, said)
         case Shape.prompt_completion:
-            return _pair(_text(row, columns.prompt, where), _text(row, columns.completion, where))
+            messages = _pair(row, columns.prompt, columns.completion, where, said)
         case Shape.question_answer:
-            return _pair(_text(row, columns.question, where), _text(row, columns.answer, where))
+            messages = _pair(row, columns.question, columns.answer, where, said)
         case Shape.dolly:
-            return _from_dolly(row, columns, where)
+            messages = _from_dolly(row, columns, where, said)
         case Shape.text:
-            return [{"role": TEXT_ROLE, "content": _text(row, columns.text, where)}]
+            messages = [{"role": TEXT_ROLE, "content": _text(row, columns.text, where)}]
         case _:
-            raise AssertionError(f"shape {shape} has to be detected first")
+            raise AssertionError(f"shape {layout.shape} has to be detected first")
+    return messages if layout.system is None else _own_system(row, layout.system, messages, where)
 
 
 def inject_system(messages: Conversation, system: str | None) -> Conversation:
@@ -165,11 +92,33 @@ def alternates(messages: Sequence[Message]) -> bool:
     return len(turns) >= 2 and turns == ["user", "assistant"] * (len(turns) // 2)
 
 
-def _pair(user: str, assistant: str) -> Conversation:
-    return [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
+def _pair(
+    row: Mapping[str, Any], question: str, answer: str, where: str, said: Counter[str]
+) -> Conversation:
+    asked = _as_text(row, question, where, said, NUMBERS)
+    answered = _as_text(row, answer, where, said, JSON_VALUES)
+    return [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
 
 
-def _from_messages(row: Mapping[str, Any], name: str, where: str) -> Conversation:
+def _own_system(
+    row: Mapping[str, Any], name: str, messages: Conversation, where: str
+) -> Conversation:
+    """The conversation with the system message of the row's own column, where it has one."""
+    # Rows without one have null or nothing.
+    text = "" if row.get(name) is None else _text(row, name, where)
+    if not text.strip():
+        return messages
+    if messages[0]["role"] == "system":
+        raise DataError(
+            f"{where}: a system message in column {name!r} and another in the messages; take one "
+            "out"
+        )
+    return [{"role": "system", "content": text}, *messages]
+
+
+def _from_messages(
+    row: Mapping[str, Any], name: str, where: str, said: Counter[str]
+) -> Conversation:
     value = _value(row, name, where)
     if value == []:
         raise DataError(f"{where}: column {name!r} has no messages in it; mend or remove the row")
@@ -185,12 +134,7 @@ def _from_messages(row: Mapping[str, Any], name: str, where: str) -> Conversatio
             raise DataError(
                 f"{place}: {_kind(message)}, not an object with role and content; mend the row"
             )
-        role = _text(message, "role", place)
-        if role not in ROLES:
-            raise DataError(
-                f"{place}: the role {role!r} is none of {', '.join(ROLES)}; rename it, or convert "
-                "the row"
-            )
+        role, content = _role_and_content(message, place, said)
         for key in SPEAKING:
             # An empty one says nothing; a weight of 1 is what every answer has.
             if message.get(key) not in (None, [], "", 1):
@@ -198,13 +142,33 @@ def _from_messages(row: Mapping[str, Any], name: str, where: str) -> Conversatio
                     f"{place}: the key {key!r} would be left out, though it says what is trained; "
                     "take it out, or convert the row"
                 )
-        messages.append({"role": role, "content": _text(message, "content", place)})
+        messages.append({"role": role, "content": content})
     return messages
 
 
-def _from_dolly(row: Mapping[str, Any], columns: ColumnsConfig, where: str) -> Conversation:
-    instruction = _text(row, columns.instruction, where)
-    response = _text(row, _response(row, columns), where)
+def _role_and_content(message: Message, place: str, said: Counter[str]) -> tuple[str, str]:
+    """A message's role and text, with the keys and roles of ShareGPT's files read as the usual."""
+    keys = ("role", "content")
+    if "from" in message and not any(key in message for key in keys):
+        keys = ("from", "value")
+        said["the keys 'from' and 'value' of messages are read as role and content"] += 1
+    written = _text(message, keys[0], place)
+    role = SPEAKERS.get(written, written)
+    if role not in ROLES:
+        raise DataError(
+            f"{place}: the role {shorten(written)!r} is none of {', '.join(ROLES)}; rename it, or "
+            "convert the row"
+        )
+    if role != written:
+        said[f"messages of the role {written!r} are read as {role}"] += 1
+    return role, _text(message, keys[1], place)
+
+
+def _from_dolly(
+    row: Mapping[str, Any], columns: ColumnsConfig, where: str, said: Counter[str]
+) -> Conversation:
+    messages = _pair(row, columns.instruction, response_column(row, columns), where, said)
+    instruction = messages[0]["content"]
     if columns.context is not None:
         name = columns.context
         context = _value(row, name, where)
@@ -212,26 +176,53 @@ def _from_dolly(row: Mapping[str, Any], columns: ColumnsConfig, where: str) -> C
         name = "context" if "context" in row else "input"
         context = row.get(name)
     # Most rows have no context: null and blank both say so.
-    context = "" if context is None else _text(row, name, where)
-    messages = _pair(instruction, response)
+    context = "" if context is None else _as_text(row, name, where, said, NUMBERS)
     if context.strip():
         content = f"{instruction}\n\n{context}"
         messages[0] |= {"content": content, "instruction": instruction, "context": context}
     return messages
 
 
-def _response(names: Collection[str], columns: ColumnsConfig) -> str:
-    if columns.response is not None:
-        return columns.response
-    return "output" if "output" in names and "response" not in names else "response"
-
-
 def _value(row: Mapping[str, Any], name: str, where: str) -> Any:
     if name not in row:
         raise DataError(
-            f"{where}: no column {name!r}, only {_listed(row)}; set data.columns or data.shape"
+            f"{where}: no column {name!r}, only {listed(row)}; set data.columns or data.shape"
         )
     return row[name]
+
+
+def _as_text(
+    row: Mapping[str, Any],
+    name: str,
+    where: str,
+    said: Counter[str],
+    types: tuple[type, ...],
+) -> str:
+    """A value as text: of a text itself, of other `types` as JSON writes them."""
+    value = _value(row, name, where)
+    kind = type(value)
+    if kind not in types:
+        return _text(row, name, where)
+    text = plain_text(value)
+    if text is None:
+        raise DataError(
+            f"{where}: column {name!r} holds {_kind(value)} that JSON cannot write, such as nan "
+            "or a date; mend or remove the row"
+        )
+    said[f"{KINDS[kind]} in {name!r} are read as text"] += 1
+    return _text({name: text}, name, where)
+
+
+def plain_text(value: object) -> str | None:
+    """Return a JSON value as text; None of one that JSON cannot write, such as nan.
+
+    Whole numbers as they are, others by Python's shortest form (0.1), true and false, objects and
+    arrays as JSON.
+    """
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError):
+        return None
 
 
 def _text(row: Mapping[str, Any], name: str, where: str) -> str:
@@ -256,7 +247,3 @@ def _text(row: Mapping[str, Any], name: str, where: str) -> str:
 def _kind(value: Any) -> str:
     # Never the value itself: rows must not reach the log.
     return "null" if value is None else f"a value of type {type(value).__name__}"
-
-
-def _listed(names: Collection[str]) -> str:
-    return ", ".join(repr(str(name)) for name in names) or "none"

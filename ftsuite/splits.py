@@ -1,13 +1,12 @@
 """Train, validation and test rows: cut from one source, and cut down to subsets.
 
 The split of a row depends on its content and the seed alone, not on where it stands in the file,
-and equal conversations never land on both sides of a cut.
+and equal or nearly equal rows (overlap.py) never land on both sides of a cut.
 """
 
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from ftsuite.records import SplitSummary
 from ftsuite.spool import Spool
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from ftsuite.config import DataConfig
@@ -89,6 +89,19 @@ class Pool:
         """Hash of a conversation's content and the seed."""
         return bytes(self._digests[DIGEST_BYTES * number : DIGEST_BYTES * (number + 1)])
 
+    def digests(self) -> Iterator[bytes]:
+        """Hashes of all conversations, as they were read."""
+        return map(self.digest, range(len(self)))
+
+    def row(self, number: int) -> tuple[Conversation, str]:
+        """Return a conversation and the value of `data.group` in its row."""
+        messages, group = json.loads(self.spool[number])
+        return messages, group
+
+    def conversations(self) -> Iterator[Conversation]:
+        """All conversations, as they were read."""
+        return (self.row(number)[0] for number in range(len(self)))
+
     def ordered(self) -> Conversations:
         """Return all conversations in an order that depends on their content and the seed."""
         import numpy as np
@@ -115,9 +128,13 @@ class Conversations(Rows["Conversation"]):
         """Return the same with a system message in front of those that have none."""
         return Conversations(self._pool, self._numbers, system)
 
-    def digest(self, number: int) -> bytes:
-        """Hash of the content and the seed, without the system message that was put in front."""
-        return self._pool.digest(int(self._numbers[number]))
+    def values(self, of_pool: Any) -> Any:
+        """Return what an array has for these conversations, whose rows are those of the pool."""
+        return of_pool[self._numbers]
+
+    def where(self, wanted: Any) -> Conversations:
+        """Return those for which a bool array says so."""
+        return Conversations(self._pool, self._numbers[wanted], self._system)
 
     def __len__(self) -> int:
         return len(self._numbers)
@@ -129,45 +146,51 @@ class Conversations(Rows["Conversation"]):
     def __getitem__(self, number: int | slice) -> Conversation | Conversations:
         if isinstance(number, slice):
             return Conversations(self._pool, self._numbers[number], self._system)
-        messages, _ = self._row(number)
+        messages, _ = self._pool.row(int(self._numbers[number]))
         return shapes.inject_system(messages, self._system)
 
     def group(self, number: int) -> str:
         """The value of `data.group` in the row; empty where no such column is named."""
-        return self._row(number)[1]
-
-    def _row(self, number: int) -> tuple[Conversation, str]:
-        messages, group = json.loads(self._pool.spool[int(self._numbers[number])])
-        return messages, group
+        return self._pool.row(int(self._numbers[number]))[1]
 
 
-def cut(whole: dict[SplitName, Pool], data: DataConfig) -> dict[SplitName, Conversations]:
+def to_cut(whole: dict[SplitName, Pool], data: DataConfig) -> list[tuple[SplitName, float]]:
+    """The splits that are cut from the training rows, with their shares."""
+    fractions: list[tuple[SplitName, float]] = [
+        ("validation", data.validation_fraction),
+        ("test", data.test_fraction),
+    ]
+    return [(name, part) for name, part in fractions if name not in whole and part > 0]
+
+
+def cut(
+    whole: dict[SplitName, Pool], data: DataConfig, groups: Any
+) -> dict[SplitName, Conversations]:
     """Cut the splits that have no file of their own from the training rows.
 
-    Every split comes out in an order that depends on content and seed only.
+    Every split comes out in an order that depends on content and seed only. Groups are taken
+    whole, in the order of their first rows, each that still fits: one that is larger than the part
+    stays in train. Without groups of several rows, a part is the first rows of the order.
 
     Args:
         whole: conversations of each given source, as they were read.
         data: fractions and the seed.
+        groups: int64 array with the number of each training row's group, in the pool's order.
 
     Raises:
         DataError: a split ends empty.
     """
     ordered = {name: pool.ordered() for name, pool in whole.items()}
     rest = ordered["train"]
-    fractions: list[tuple[SplitName, float]] = [
-        ("validation", data.validation_fraction),
-        ("test", data.test_fraction),
-    ]
     total = len(rest)
-    for name, fraction in fractions:
-        if name in ordered or fraction <= 0:
-            continue
-        size = _end_of_equals(rest, round(total * fraction))
-        ordered[name], rest = rest[:size], rest[size:]
+    for name, fraction in to_cut(whole, data):
+        size = round(total * fraction)
+        taken = _whole_groups(rest.values(groups), size)
+        ordered[name], rest = rest.where(taken), rest.where(~taken)
         if not ordered[name]:
+            many = ", and each group of equal or nearly equal rows has more" if size else ""
             raise DataError(
-                f"{data.train}: the {name} split is empty ({fraction:g} of {total} rows); "
+                f"{data.train}: the {name} split is empty ({fraction:g} of {total} rows{many}); "
                 f"raise data.{name}_fraction or give data.{name}"
             )
     if not rest:
@@ -179,38 +202,21 @@ def cut(whole: dict[SplitName, Pool], data: DataConfig) -> dict[SplitName, Conve
     return {name: ordered[name] for name in SPLITS if name in ordered}
 
 
-def _end_of_equals(rows: Conversations, size: int) -> int:
-    """The first cut at or after `size` that does not separate equal conversations."""
-    while 0 < size < len(rows) and rows.digest(size) == rows.digest(size - 1):
-        size += 1
-    return size
+def _whole_groups(groups: Any, size: int) -> Any:
+    """Which rows to take, at most `size`, so that groups of rows stay whole: a bool array."""
+    import numpy as np
 
-
-def overlap_notes(whole: dict[SplitName, Pool], data: DataConfig) -> list[str]:
-    """Say how many conversations two sources share, word for word.
-
-    Splits that are cut from one source share none (`cut`).
-
-    Raises:
-        DataError: all conversations of one source are in another.
-    """
-    notes = []
-    for one, other in itertools.combinations(whole, 2):
-        rows = whole[other]
-        wanted = {rows.digest(number) for number in range(len(rows))}
-        found = wanted.intersection(map(whole[one].digest, range(len(whole[one]))))
-        shared = sum(rows.digest(number) in found for number in range(len(rows)))
-        if shared == len(rows):
-            raise DataError(
-                f"data.{other} = {getattr(data, other)!r}: all its {shared:,} rows are in "
-                f"data.{one} as well, so it would measure what was learned by heart; give other "
-                "rows, or null to cut the split from data.train"
-            )
-        if shared:
-            notes.append(
-                f"{shared:,} of {len(rows):,} {other} rows are in data.{one} as well, word for word"
-            )
-    return notes
+    _, first, group, counts = np.unique(
+        groups, return_index=True, return_inverse=True, return_counts=True
+    )
+    taken, left = np.zeros(len(counts), bool), size
+    for number in np.argsort(first).tolist():
+        if not left:
+            break
+        if counts[number] <= left:
+            taken[number] = True
+            left -= int(counts[number])
+    return taken[group]
 
 
 def take_subsets(

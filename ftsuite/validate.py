@@ -10,8 +10,8 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ftsuite import models, probefiles, readers, shapes, targets, tasks
-from ftsuite.errors import ConfigError, DataError
+from ftsuite import columns, datafiles, models, probefiles, readers, targets, tasks
+from ftsuite.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -188,27 +188,16 @@ def _data(data: DataConfig) -> None:
             0,
             "the validation split would be empty; cut some, or give data.validation",
         )
-    if field := shapes.unused_column(data.shape, data.columns):
+    if field := columns.unused_column(data.shape, data.columns):
         raise ConfigError(
             f"data.columns.{field}",
             getattr(data.columns, field),
             f"data.shape={data.shape.value} does not read it; set data.shape, or take data=file "
             "for data of your own",
         )
-    if column := shapes.shared_column(data.shape, data.columns):
+    if column := columns.shared_column(data.shape, data.columns):
         raise ConfigError("data.columns", column, "one column for two things; name two")
-    for field in ("train", "validation", "test"):
-        if (source := getattr(data, field)) is None:
-            continue
-        if not source:
-            raise ConfigError(f"data.{field}", source, "name a file or a Hub id")
-        try:
-            found = readers.find_source(source, split=field)
-        except DataError as error:
-            raise ConfigError(f"data.{field}", source, str(error).partition(": ")[2]) from error
-        if isinstance(found, Path) and found.suffix.lower() not in readers.READERS:
-            known = ", ".join(readers.READERS)
-            raise ConfigError(f"data.{field}", source, f"unknown kind of file; use one of {known}")
+    datafiles.check(data)
 
 
 def _evals(evals: EvalsConfig) -> None:

@@ -275,7 +275,7 @@ def test_a_limit_that_leaves_nothing(tmp_path, limit):
     [
         ({"question": "Q", "reply": "A"}, Shape.question_answer, "row 3: no column 'answer', only"),
         ({"question": "Q", "answer": None}, Shape.auto, "row 3: column 'answer' holds null"),
-        ({"question": 5, "answer": "A"}, Shape.auto, "row 3: column 'question' holds a value"),
+        ({"question": True, "answer": "A"}, Shape.auto, "row 3: column 'question' holds a value"),
     ],
 )
 def test_bad_rows_are_named(tmp_path, row, shape, match):

@@ -227,13 +227,15 @@ TABLE = "prompt,completion\na,b\nc,d\n"
     ("name", "content", "said"),
     [
         # Another kind of file than its name says.
-        ("a.csv", TABLE.replace(",", "\t"), "not CSV but columns separated by tabs; save it with"),
+        ("a.csv", TABLE.replace(",", "\t"), "not CSV but columns separated by tabs; name it .tsv"),
         (
             "b.csv",
             'prompt\tcompletion\n"a"\t"b"\n',
-            "columns separated by tabs; save it with commas",
+            "columns separated by tabs; name it .tsv",
         ),
-        ("c.csv", TABLE.replace(",", ";"), "columns separated by semicolons; save it with commas"),
+        ("c.csv", TABLE.replace(",", "|"), "columns separated by |; save it with commas"),
+        ("a.tsv", TABLE, "not columns separated by tabs but CSV; name it .csv"),
+        ("b.tsv", TABLE.replace(",", ";"), "but columns separated by semicolons; name it .csv"),
         ("d.csv", ROW, "not CSV but JSON; name it .json, or .jsonl"),
         (
             "a.json",

@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 from tiny import conversation
 
+from ftsuite import columns as columns_module
 from ftsuite import shapes
 from ftsuite.choices import Shape
+from ftsuite.columns import Layout, find_layout
 from ftsuite.config import ColumnsConfig
 from ftsuite.errors import DataError
 
@@ -19,8 +21,13 @@ COLUMNS = ColumnsConfig()
 PAIR = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]
 
 
-def to_messages(row, shape, columns=COLUMNS):
-    return shapes.to_messages(row, shape, columns, "a.json, row 7")
+def to_messages(row, shape, columns=COLUMNS, said=None):
+    layout = Layout(shape=shape, columns=columns)
+    return shapes.to_messages(row, layout, "a.json, row 7", said)
+
+
+def layout_of(names, shape=Shape.auto, columns=COLUMNS, group=None):
+    return find_layout(names, shape, columns, "a.csv", group=group)
 
 
 @pytest.mark.parametrize(
@@ -36,12 +43,12 @@ def to_messages(row, shape, columns=COLUMNS):
     ],
 )
 def test_every_shape_is_detected_and_becomes_the_same_messages(row, shape):
-    assert shapes.detect_shape(row, COLUMNS, "a.json") == shape
+    assert layout_of(row) == Layout(shape=shape, columns=COLUMNS)
     assert to_messages(row, shape) == PAIR
 
 
 def test_text_rows():
-    assert shapes.detect_shape(["text", "id"], COLUMNS, "a.json") == Shape.text
+    assert layout_of(["text", "id"]).shape == Shape.text
     messages = to_messages({"text": "Once"}, Shape.text)
     assert messages == [{"role": "text", "content": "Once"}]
     assert shapes.alternates(messages)
@@ -66,15 +73,15 @@ def test_columns_have_other_names():
     row = {"i": "Q", "c": "C", "r": "A"}
     assert to_messages(row, Shape.dolly, columns)[0]["context"] == "C"
     dolly = ColumnsConfig(instruction="i", context="c", response="r")
-    assert shapes.detect_shape(row, dolly, "a.json") == Shape.dolly
+    assert layout_of(row, columns=dolly).shape == Shape.dolly
     assert to_messages({"chat": PAIR}, Shape.messages, columns) == PAIR
 
 
 def test_no_shape_fits():
     with pytest.raises(
-        DataError, match=r"a\.json: the columns 'foo', 'bar' fit no known shape.*set"
+        DataError, match=r"a\.csv: the columns 'foo', 'bar' fit no known shape.*set"
     ):
-        shapes.detect_shape(["foo", "bar"], COLUMNS, "a.json")
+        layout_of(["foo", "bar"])
 
 
 @pytest.mark.parametrize(
@@ -98,12 +105,12 @@ def test_a_missing_column_names_those_that_are_there(row, shape, missing):
     [
         ({"question": None, "answer": "A"}, Shape.question_answer, "'question' holds null"),
         (
-            {"question": "Q", "answer": 3},
+            {"question": ["SECRET"], "answer": "A"},
             Shape.question_answer,
-            "'answer' holds a value of type int",
+            "'question' holds a value of type list",
         ),
         ({"text": ["SECRET"]}, Shape.text, "'text' holds a value of type list"),
-        ({"instruction": "Q", "context": 1, "response": "A"}, Shape.dolly, "'context' holds"),
+        ({"instruction": "Q", "context": [1], "response": "A"}, Shape.dolly, "'context' holds"),
         ({"messages": "SECRET"}, Shape.messages, "type str, not a list of messages"),
         ({"messages": []}, Shape.messages, "no messages in it"),
         ({"text": "a\x00b"}, Shape.text, "a NUL character"),
@@ -158,7 +165,7 @@ def test_a_system_message_is_injected_only_where_there_is_none():
 @needs_dolly
 def test_real_dolly_rows():
     rows = json.loads(DOLLY.read_text())
-    assert shapes.detect_shape(rows[0], COLUMNS, "dolly") == Shape.dolly
+    assert layout_of(rows[0]).shape == Shape.dolly
     conversations = [to_messages(row, Shape.dolly) for row in rows]
     assert all(shapes.alternates(messages) for messages in conversations)
     assert sum("context" in messages[0] for messages in conversations) == 434
@@ -166,12 +173,18 @@ def test_real_dolly_rows():
 
 @pytest.mark.parametrize("answer", ["label", "category", "Intent", "summary"])
 def test_an_answer_beside_a_text_is_not_dropped_without_a_word(answer):
+    """It is trained where it is plain what is asked, and refused where it is not."""
+    layout = layout_of(["text", answer, "id"])
+    assert (layout.shape, layout.columns.prompt) == (Shape.prompt_completion, "text")
+    assert layout.columns.completion == answer
+    assert layout.notes == (f"'text' is the question, {answer!r} the answer",)
     with pytest.raises(DataError) as caught:
-        shapes.detect_shape(["text", answer], COLUMNS, "a.csv")
+        layout_of(["text", answer, "title"])
     remedy = f"data.columns.prompt=text data.columns.completion={answer}"
     assert str(caught.value).startswith(f"a.csv: the column {answer!r} looks like an answer")
     assert remedy in str(caught.value)
-    assert shapes.detect_shape(["text", "id"], COLUMNS, "a.csv") == Shape.text
+    assert layout_of(["text", answer], Shape.text).shape == Shape.text
+    assert layout_of(["text", "id"]).shape == Shape.text
 
 
 def test_a_column_that_is_set_and_not_read_is_refused():
@@ -179,14 +192,14 @@ def test_a_column_that_is_set_and_not_read_is_refused():
     with pytest.raises(
         DataError, match=r"data\.columns\.text is set, but data\.shape=prompt_compl"
     ):
-        shapes.detect_shape(["prompt", "completion"], columns, "a.csv")
-    assert shapes.unused_column(Shape.text, columns) == ""
-    assert shapes.unused_column(Shape.messages, columns) == "text"
-    assert shapes.unused_column(Shape.auto, columns) == ""
+        layout_of(["prompt", "completion"], columns=columns)
+    assert columns_module.unused_column(Shape.text, columns) == ""
+    assert columns_module.unused_column(Shape.messages, columns) == "text"
+    assert columns_module.unused_column(Shape.auto, columns) == ""
 
 
 def test_one_column_for_two_things_is_found():
     columns = ColumnsConfig(prompt="completion")
-    assert shapes.shared_column(Shape.prompt_completion, columns) == "completion"
-    assert shapes.shared_column(Shape.auto, columns) == "completion"
-    assert shapes.shared_column(Shape.question_answer, columns) == ""
+    assert columns_module.shared_column(Shape.prompt_completion, columns) == "completion"
+    assert columns_module.shared_column(Shape.auto, columns) == "completion"
+    assert columns_module.shared_column(Shape.question_answer, columns) == ""

@@ -10,15 +10,17 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ftsuite import probefiles, readers
+from ftsuite import probefiles, readers, textfile
 from ftsuite.choices import Packing
 from ftsuite.config import to_plain
+from ftsuite.hubdata import HubSource
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from ftsuite.config import ProbesConfig, RunConfig, TrainConfig
     from ftsuite.records import DataSummary, RunRecord
+    from ftsuite.textfile import TextFormat
 
 PUBLISHED_TRAIN, PUBLISHED_SCORE = 145.0, 400.0
 """Tokens a second of SmolLM2-135M on 2 CPU cores (docs/architecture.md)."""
@@ -127,12 +129,12 @@ def file_tokens(config: RunConfig) -> int | None:
     None for a Hub data set, which would have to be downloaded.
     """
     data = config.data
-    if isinstance(readers.find_source(data.train, split="train"), readers.HubSource):
+    if isinstance(readers.find_source(data.train, split="train"), HubSource):
         return None
     system = (len(data.system) / CHARACTERS_A_TOKEN + TURN_TOKENS) if data.system else 0.0
     rows = [
         min(data.max_length, length / CHARACTERS_A_TOKEN + 2 * TURN_TOKENS + system)
-        for length in _row_lengths(data.train)
+        for length in _row_lengths(data.train, textfile.format_of(data))
     ]
     cut = data.validation_fraction if data.validation is None else 0.0
     cut += data.test_fraction if data.test is None else 0.0
@@ -146,8 +148,8 @@ def file_tokens(config: RunConfig) -> int | None:
 
 
 @functools.cache
-def _row_lengths(source: str) -> list[int]:
-    return [_characters(row) for row in readers.read_rows(source)]
+def _row_lengths(source: str, form: TextFormat) -> list[int]:
+    return [_characters(row) for row in readers.read_rows(source, form=form)]
 
 
 def _characters(value: Any) -> int:

@@ -73,13 +73,9 @@ def read_probes(config: ProbesConfig, folders: Sequence[str] = ()) -> list[Probe
         folders: where else names are looked up, before evals/ (`evals.path`).
 
     Raises:
-        ConfigError: a file or folder is missing, malformed, or measures nothing.
+        ConfigError: a file is missing, malformed, or measures nothing.
         StageError: a check's pattern backtracks without end.
     """
-    for folder in folders if config.files else ():
-        if not Path(folder).expanduser().is_dir():
-            # Else a probe of evals/ would silently be taken for one of the same name there.
-            raise ConfigError("evals.path", folder, "no such folder; check the path")
     found: dict[str, Probe] = {}
     for entry, path in _files(config, folders):
         probe = _read(entry, path)
@@ -119,11 +115,11 @@ def probe_files(entry: str, folders: Sequence[str] = ()) -> list[Path]:
     """Return the YAML files of an entry of `probes.files`.
 
     An entry is the path of a file; or a probe's name, which is that of its file without the ending,
-    in one of `folders`, there in `probes/`, or else in evals/probes; or the path of a folder, for
-    all YAML files in it.
+    in the first of `folders` that has it, there in `probes/` or directly, or else in evals/probes;
+    or the path of a folder, for all YAML files in it.
 
     Raises:
-        ConfigError: there is none, or several have the name.
+        ConfigError: there is none, or several of one folder have the name.
     """
     given = Path(entry).expanduser()
     try:
@@ -139,7 +135,7 @@ def probe_files(entry: str, folders: Sequence[str] = ()) -> list[Path]:
     if inside:
         return inside
     known = sorted({path.stem for path in _yaml_files(evals_dir() / "probes")})
-    own = sorted({path.stem for place in _own(folders, "probes") for path in _yaml_files(place)})
+    own = sorted({p.stem for f in folders for p in _yaml_files(Path(f).expanduser() / "probes")})
     names = ", ".join(dict.fromkeys([*known, *own]))
     remedy = f"no such probe; known are {names}, or give the path of a YAML file or folder"
     raise ConfigError("probes.files", entry, remedy)
@@ -149,18 +145,18 @@ def _named(name: str, folders: Sequence[str]) -> Path | None:
     """The file of a probe's name; None if there is none."""
     if not NAME.fullmatch(name):
         return None
-    places = [*_own(folders, "probes"), *_own(folders)]
-    files = [place / f"{name}{ending}" for place in places for ending in ENDINGS]
-    found = {path.resolve(): path for path in files if path.is_file()}
-    if len(found) > 1:
-        both = " and ".join(map(str, list(found.values())[:2]))
-        raise ConfigError("probes.files", name, f"{both} have this name; give a path")
-    shipped = evals_dir() / "probes" / f"{name}.yaml"
-    return next(iter(found.values()), shipped if shipped.is_file() else None)
-
-
-def _own(folders: Sequence[str], inside: str = "") -> list[Path]:
-    return [Path(folder).expanduser() / inside for folder in folders]
+    for folder in (*map(Path, folders), evals_dir()):
+        top = folder.expanduser()
+        # In evals/ itself there are folders alone.
+        places = [top / "probes", top]
+        files = [place / f"{name}{ending}" for place in places for ending in ENDINGS]
+        found = [path for path in files if path.is_file()]
+        if len(found) > 1:
+            both = f"{found[0]} and {found[1]} have this name"
+            raise ConfigError("probes.files", name, f"{both}; give a path")
+        if found:
+            return found[0]
+    return None
 
 
 def _yaml_files(folder: Path) -> list[Path]:
@@ -178,7 +174,9 @@ def _read(entry: str, path: Path) -> Probe:
         probe = _probe(yamlfile.read(path))
         _check(probe)
     except DataError as error:
-        reason = f"{path.name} is not a probe: {error}"
+        # The whole path where a name or a folder stands for it.
+        file = path.name if path == Path(entry) else path
+        reason = f"{file} is not a probe: {error}"
         raise ConfigError("probes.files", entry, reason) from error
     return probe
 

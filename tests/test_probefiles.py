@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 import yaml
 
-from ftsuite import checks, probefiles
-from ftsuite.config import ProbesConfig
-from ftsuite.errors import ConfigError, DataError, StageError
+from ftsuite import checks, probefiles, sweeper
+from ftsuite.config import EvalsConfig, ProbesConfig, RunConfig
+from ftsuite.errors import ConfigError, DataError, FtsuiteError, StageError
 from ftsuite.resources import evals_dir
+from ftsuite.validate import validate
 
 PROBE: dict[str, Any] = {
     "name": "tiny",
@@ -209,20 +210,43 @@ def test_names_are_found_in_the_folders_of_evals_path(tmp_path: Path) -> None:
     assert "no such probe; known are json_only, one_sentence, pirate, parrot" in str(caught.value)
     with pytest.raises(ConfigError, match="no such probe"):
         names(["parrot"])
-    # Before those of evals/; and where two have the name, it says nothing.
+    # Before those of evals/, and the first folder that has it, as with tasks.
     (mine,) = probefiles.read_probes(ProbesConfig(files=["pirate"]), [str(one)])
     assert mine.systems[0].text != "You are a pirate."
     probe_file(one / "probes" / "pirate.yaml", "pirate")
     (mine,) = probefiles.read_probes(ProbesConfig(files=["pirate"]), [str(one)])
     assert mine.systems[0].text == "You are a pirate."
-    probe_file(two / "parrot.yaml", "parrot")
-    with pytest.raises(ConfigError, match=r"parrot\.yaml have this name; give a path"):
-        names(["parrot"], one, two)
+    probe_file(two / "parrot.yaml", "the second")
+    assert names(["parrot"], one, two) == ["parrot"]
+    assert names(["parrot"], two, one) == ["the second"]
+    # Two files of one folder: none is meant more than the other.
+    probe_file(two / "probes" / "parrot.yml", "the third")
+    with pytest.raises(ConfigError, match=r"parrot\.yml and .*parrot\.yaml have this name; give a"):
+        names(["parrot"], two)
 
 
 def test_a_folder_of_evals_path_that_is_not_there_is_no_silent_fallback(tmp_path: Path) -> None:
+    """Else a probe of evals/ would be taken for one of the same name there."""
+    config = RunConfig(
+        study="x",
+        evals=EvalsConfig(path=[str(tmp_path / "gone")]),
+        probes=ProbesConfig(files=["pirate"]),
+    )
     with pytest.raises(ConfigError, match=r"evals\.path = '.*gone': no such folder"):
-        names(["pirate"], tmp_path / "gone")
+        validate(config)
+
+
+def test_the_whole_command_finds_a_probe_in_evals_path(tmp_path: Path) -> None:
+    probe_file(tmp_path / "probes" / "parrot.yaml", "parrot")
+    path = f"evals.path=[{tmp_path}]"
+    sweeper.compose(["probes.files=[parrot]", path])
+    with pytest.raises(FtsuiteError, match="known are json_only, one_sentence, pirate, parrot, or"):
+        sweeper.compose(["probes.files=[parot]", path])
+    probe_file(tmp_path / "probes" / "parrot.yaml", "parrot", prompts=[True])
+    with pytest.raises(
+        FtsuiteError, match=r"probes/parrot\.yaml is not a probe: prompts\[0\]: must"
+    ):
+        sweeper.compose(["probes.files=[parrot]", path])
 
 
 def test_a_name_goes_before_a_folder_of_the_same_name(

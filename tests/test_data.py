@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import os
 import random
@@ -402,10 +404,138 @@ def test_a_test_split_that_is_the_validation_split(tmp_path):
 
 def test_rows_that_two_splits_share_are_counted(tmp_path):
     other = write_jsonl(tmp_path / "other.jsonl", [*questions(3), *questions(7, start=100)])
-    summary = prepare(tmp_path, questions(20), validation=str(other))
+    summary = prepare(tmp_path, questions(20), validation=str(other), max_overlap=0.3)
     assert summary.notes == ("3 of 10 validation rows are in data.train as well, word for word",)
     clean = write_jsonl(tmp_path / "other.jsonl", questions(7, start=100))
     assert prepare(tmp_path, questions(20), validation=str(clean)).notes == ()
+
+
+LONG = "Why has order {} that I placed on Monday not been delivered to my house in Leeds yet?"
+
+
+@pytest.mark.parametrize("copied", [0, 1])
+@pytest.mark.parametrize("name", ["validation", "test"])
+def test_too_many_shared_rows_are_refused(tmp_path, name, copied):
+    """Copies, and questions that are nearly the same whatever their answers."""
+    train = [*questions(20), conversation(LONG.format(4411), "yes")]
+    near = conversation(LONG.format(4412), "no")
+    rows = [*questions(copied), near, *questions(8 - copied, start=100)]
+    given = {name: str(write_jsonl(tmp_path / "other.jsonl", rows))}
+    given["validation_fraction"] = 0.1 if name == "test" else 0
+    how = "with equal or nearly equal questions"
+    how = f"1 word for word, 1 {how}" if copied else how
+    percent = "22.2" if copied else "11.1"
+    with pytest.raises(
+        DataError,
+        match=rf"data\.{name} = .*: {1 + copied} of its 9 rows \({percent} %\) are in data\.train "
+        rf"as well \({how}\), more than data\.max_overlap = 0\.1; remove them, or raise",
+    ):
+        prepare(tmp_path, train, **given)
+    summary = prepare(tmp_path, train, **given, max_overlap=0.25)
+    verb = f"{1 + copied} of 9 {name} rows are in data.train as well, {how}"
+    assert summary.notes == (verb,)
+    assert prepare(tmp_path, train, **given, near_duplicate=1, max_overlap=0.25).notes == (
+        (f"1 of 9 {name} rows are in data.train as well, word for word",) if copied else ()
+    )
+
+
+def test_rows_that_validation_and_test_share(tmp_path):
+    one = write_jsonl(tmp_path / "one.jsonl", questions(10, start=100))
+    other = write_jsonl(tmp_path / "two.jsonl", questions(10, start=108))
+    given = {"validation": str(one), "test": str(other)}
+    with pytest.raises(
+        DataError, match=r"data\.test = .*: 2 of its 10 rows .* in data\.validation"
+    ):
+        prepare(tmp_path, questions(20), **given)
+    summary = prepare(tmp_path, questions(20), **given, max_overlap=0.2)
+    assert summary.notes == ("2 of 10 test rows are in data.validation as well, word for word",)
+
+
+def test_nearly_equal_rows_stay_on_one_side_of_the_cut(tmp_path):
+    families = [LONG.format(4411), "Do you sell blue teapots with a lid made of {} in your shop?"]
+    rows = [conversation(f.format(n), str(n)) for f in families for n in ("clay", "Clay!", "clays")]
+    for seed in range(20):
+        summary = prepare(
+            tmp_path, [*rows, *questions(24)], validation_fraction=0.5, split_seed=seed
+        )
+        sides = texts(tmp_path, "train"), texts(tmp_path, "validation")
+        for word in ("Leeds", "teapots"):
+            assert sorted(sum(word in text for text in side) for side in sides) == [0, 3]
+        assert summary.notes == (
+            "6 rows in 2 groups of equal or nearly equal questions were kept on one side of the "
+            "cut",
+        )
+        assert len(sides[1]) == 15
+
+
+def test_a_cut_without_duplicates_is_the_first_rows_of_the_seeded_order(tmp_path):
+    """As it was before rows were compared, so that results stay."""
+    rows = questions(50)
+    prepare(tmp_path, rows, test_fraction=0.2, validation_fraction=0.1)
+
+    def digest(row):
+        return hashlib.sha256(f"0 {json.dumps(row['messages'], sort_keys=True)}".encode()).digest()
+
+    order = [f"{row['messages'][0]['content']}" for row in sorted(rows, key=digest)]
+    for name, expected in (("validation", order[:5]), ("test", order[5:15]), ("train", order[15:])):
+        found = texts(tmp_path, name)
+        assert len(found) == len(expected)
+        assert all(one in text for one, text in zip(expected, found, strict=True))
+
+
+def test_a_group_that_is_larger_than_the_part_stays_in_train(tmp_path):
+    rows = [*questions(1) * 8, *questions(12, start=100)]
+    summary = prepare(tmp_path, rows, validation_fraction=0.2)
+    assert split_of(summary, "validation").rows == 4
+    assert sum("Say 0." in text for text in texts(tmp_path, "train")) == 8
+    with pytest.raises(DataError, match=r"validation split is empty \(0\.2 of 12 rows, and each"):
+        prepare(tmp_path, questions(3) * 4, validation_fraction=0.2)
+
+
+@pytest.mark.parametrize("count", [1, 3, 5])
+def test_few_rows_are_refused_with_the_remedy(tmp_path, count):
+    with pytest.raises(
+        DataError,
+        match=rf"validation split is empty \(0\.1 of {count} rows\); raise "
+        "data.validation_fraction or give data.validation",
+    ):
+        prepare(tmp_path, questions(count))
+    assert prepare(tmp_path, questions(10)).splits[1].rows == 1
+
+
+def test_a_constant_question_is_said(tmp_path):
+    draw = random.Random(0)
+    answers = ["".join(draw.choices("abcdefgh ", k=60)) for _ in range(20)]
+    rows = [conversation("Write a message.", answer) for answer in answers]
+    summary = prepare(tmp_path, [*rows, rows[0]])
+    assert summary.notes == (
+        "2 rows in 1 group of equal or nearly equal questions and answers were kept on one side of "
+        "the cut",
+        "the questions are mostly the same, so questions and answers were compared for equal and "
+        "nearly equal rows",
+    )
+
+
+def test_rows_under_a_long_common_text_are_said(tmp_path):
+    around = "Say in one word what the customer wants, which is all that the shop has to know: {}"
+    summary = prepare(tmp_path, [conversation(around.format(n), "yes") for n in range(20)])
+    assert summary.notes == (
+        "20 rows of 20 were compared for equality alone, since all but a few characters of each "
+        "are in many rows",
+    )
+
+
+def test_the_cut_without_tokenising_is_that_of_the_stage(tmp_path):
+    config = {"test_fraction": 0.2, "system": "Be brief.", "train_limit": 10}
+    summary = prepare(tmp_path, [*questions(40), {"messages": []} | questions(1)[0]], **config)
+    rows = data.cut_rows(DataConfig(train=str(tmp_path / "train.jsonl"), **config))
+    assert {name: len(split) for name, split in rows.splits.items()} == {
+        split.name: split.available for split in summary.splits
+    }
+    assert rows.notes and rows.notes == summary.notes
+    assert rows.splits["test"][0][0] == {"role": "system", "content": "Be brief."}
+    asked = [row[1]["content"] for row in rows.splits["test"]]
+    assert all(one in text for one, text in zip(asked, texts(tmp_path, "test"), strict=True))
 
 
 def test_many_rows_cut_short_are_said(tmp_path):
@@ -424,7 +554,8 @@ def test_empty_answers_are_dropped_and_counted(tmp_path):
     rows = [*questions(20), conversation("Hello", ""), conversation("Hello", "\n \t"), twice]
     summary = prepare(tmp_path, rows)
     assert summary.dropped == {"an answer, or the text, is empty or white space": 3}
-    text = prepare(tmp_path, [{"text": "Once."}, {"text": " "}, {"text": "Twice."}] * 5)
+    texts = [{"text": text} for n in range(5) for text in (f"Once {n}.", " ", f"Twice {n}.")]
+    text = prepare(tmp_path, texts)
     assert text.dropped == {"an answer, or the text, is empty or white space": 5}
     with pytest.raises(DataError, match=r"all 2 rows were dropped \(an answer, or the text, is"):
         prepare(tmp_path, [conversation("Hello", "")] * 2)

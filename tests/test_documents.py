@@ -98,6 +98,8 @@ def test_the_same_documents_are_the_same_bytes_and_come_back(tmp_path: Path) -> 
     for name in ("one.gz", "two.gz"):
         documents.write(tmp_path / name, [DOCUMENT, other])
     assert (tmp_path / "one.gz").read_bytes() == (tmp_path / "two.gz").read_bytes()
+    # RFC 1952: bytes 4 to 7 are the time, and no flag says that a file name follows.
+    assert (tmp_path / "one.gz").read_bytes()[3:8] == bytes(5)
     assert documents.read(tmp_path / "one.gz") == [DOCUMENT, other]
     # A task whose name begins another's.
     assert documents.read(tmp_path / "one.gz", ["a"]) == [DOCUMENT]
@@ -283,6 +285,20 @@ def test_choices_that_stand_in_the_question(
         assert [c.text for c in document.choices] == ["Maria on deck.", "Mark on deck."]
         assert document.expected == (right,)
         assert document.values["acc"] == float(documents.answer(document) == right)
+
+
+def test_the_question_is_the_last_one_where_there_are_examples(
+    tiny_model: Path, tmp_path: Path, own_evals: Path
+) -> None:
+    folder, rows = own_evals / "intent", intent_rows()
+    own = yaml.safe_load((folder / "intent_exact.yaml").read_text())
+    own = {k: v for k, v in own.items() if k not in ("task", "dataset_path")}
+    shots = {"test": "shown.jsonl", "shots": "train.jsonl"}
+    own |= {"dataset_kwargs": {"data_files": shots}, "fewshot_split": "shots", "num_fewshot": 2}
+    write_task(folder, "shown", rows[:3], **own)
+    _, found = score(config_of(tiny_model, tasks=["shown"], limit=None), tmp_path / "out")
+    assert [document.question for document in found["shown"]] == [r["text"] for r in rows[:3]]
+    assert {document.system for document in found["shown"]} == {own["description"]}
 
 
 def test_mutual_information_keeps_both_log_likelihoods(

@@ -24,7 +24,7 @@ from ftsuite.overrides import MAPPINGS, unresolved
 from ftsuite.resources import conf_dir
 from ftsuite.secrets import refuse_settings
 from ftsuite.study import UNNAMED
-from ftsuite.validate import validate, validate_sources
+from ftsuite.validate import validate, validate_settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -87,7 +87,7 @@ def from_hydra(
     refuse_settings(to_plain(typed))
     passed = set() if passed is None else passed
     typed.data.name = suite.data_name(typed.data)
-    validate_sources(typed, passed)
+    validate_settings(typed, passed)
     suite.resolve(typed, {line.partition("=")[0].lstrip("+~") for line in overrides})
     validate(typed, passed)
     return typed

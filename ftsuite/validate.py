@@ -57,22 +57,14 @@ def validate(config: RunConfig, passed: set[str] | None = None) -> None:
         ConfigError: names the field, the value and the remedy.
     """
     passed = set() if passed is None else passed
-    _once(passed, _check_name, "study", config.study)
-    validate_sources(config, passed)
-    for group in ("model", "template"):
-        _once(passed, _check_label, f"{group}.name", getattr(config, group).name)
-    _once(passed, models.check, config.model)
-    _once(passed, _lora, config.lora)
-    _once(passed, _train, config.train)
+    validate_settings(config, passed)
     _once(passed, _evals, config.evals)
-    _once(passed, _probes, config.probes, config.evals.path)
-    _once(passed, _backend, config.backend)
     _once(passed, _training_files, config.data, config.evals)
     _once(passed, _gates, config.gates, config.evals)
 
 
-def validate_sources(config: RunConfig, passed: set[str]) -> None:
-    """Refuse what would keep held-out rows from being read and stored.
+def validate_settings(config: RunConfig, passed: set[str]) -> None:
+    """Refuse what is wrong whatever the tasks are: before held-out rows are read and stored.
 
     Args:
         config: the configuration of one cell.
@@ -81,10 +73,18 @@ def validate_sources(config: RunConfig, passed: set[str]) -> None:
     Raises:
         ConfigError: names the field, the value and the remedy.
     """
+    _once(passed, _check_name, "study", config.study)
     for field in dataclasses.fields(config):
         _once(passed, _texts, field.name, getattr(config, field.name))
-    _once(passed, _check_label, "data.name", config.data.name)
+    for group in ("model", "data", "template"):
+        _once(passed, _check_label, f"{group}.name", getattr(config, group).name)
+    _once(passed, models.check, config.model)
+    _once(passed, _lora, config.lora)
+    _once(passed, _train, config.train)
     _once(passed, _data, config.data)
+    _once(passed, _scoring, config.evals)
+    _once(passed, _probes, config.probes, config.evals.path)
+    _once(passed, _backend, config.backend)
     _once(passed, _services, config.store, config.tracking)
 
 
@@ -200,7 +200,7 @@ def _data(data: DataConfig) -> None:
     datafiles.check(data)
 
 
-def _evals(evals: EvalsConfig) -> None:
+def _scoring(evals: EvalsConfig) -> None:
     _seed("evals.subset_seed", evals.subset_seed)
     _seed("evals.fewshot_seed", evals.fewshot_seed)
     for field in ("limit", "generate_limit", "max_new_tokens"):
@@ -209,14 +209,17 @@ def _evals(evals: EvalsConfig) -> None:
         if not Path(folder).expanduser().is_dir():
             raise ConfigError("evals.path", folder, "no such folder; check the path")
     _positive("evals.batch_size", evals.batch_size)
+    if evals.num_fewshot is not None:
+        _at_least("evals.num_fewshot", evals.num_fewshot, 0)
+    _distinct("evals.tasks", evals.tasks)
+
+
+def _evals(evals: EvalsConfig) -> None:
     for task, limit in evals.limits.items():
         _positive(f"evals.limits.{task}", limit)
         if task not in evals.tasks:
             remedy = f"evals.tasks has no such task; take the limit out: ~evals.limits.{task}"
             raise ConfigError(f"evals.limits.{task}", limit, remedy)
-    if evals.num_fewshot is not None:
-        _at_least("evals.num_fewshot", evals.num_fewshot, 0)
-    _distinct("evals.tasks", evals.tasks)
     tasks.check(evals)
     for field in ("rank_by", "headline"):
         if name := getattr(evals, field):

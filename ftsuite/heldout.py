@@ -125,7 +125,8 @@ def notes(config: RunConfig) -> tuple[str, ...]:
     """What a reader of the scores must know of the tasks that were built."""
     if not config.evals.held_out:
         return ()
-    return build(config.data, config.evals, Path(config.store.root))[0].notes
+    built, _ = build(config.data, config.evals, Path(config.store.root))
+    return tuple(f"Held-out rows of `{built.name}`: {note}" for note in built.notes)
 
 
 def require_splits(data: DataConfig) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 from rich.text import Text
 
-from ftsuite import data, shapes, templates, turns
+from ftsuite import data, shapes, steps, templates, turns
 from ftsuite.packing import trained_tokens
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def preview(config: RunConfig, tokenizer: Any, console: Console, rows: int = 3) 
         legend.append(f"template {config.template.name} ({sha256[:12]}), BOS from: {bos}")
     console.print(legend)
     console.print(split_table(summary, config.data.max_length))
-    for line in notes(tokenizer, summary, train.rows):
+    for line in [*notes(tokenizer, summary, train.rows), *steps.notes(config.train, summary)]:
         console.print(Text(line))
 
 

@@ -10,7 +10,7 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ftsuite import devices, documents, heldout, jsonfile, models, progress, systems, train
+from ftsuite import devices, documents, heldout, jsonfile, models, progress, steps, systems, train
 from ftsuite.compare import apply_gates, compare_scores
 from ftsuite.config import to_plain
 from ftsuite.doctables import document_tables, group_tables
@@ -111,6 +111,7 @@ def _recipe(
 
     data = do("data", stages.data)
     notes = systems.differences(data.record.systems, config.evals)
+    notes += steps.notes(config.train, data.record)
     for said in notes:
         progress.note(cell.place, f"note: {said}")
     base_scores = do("eval-base", stages.base_scores) if stages.base_scores else None

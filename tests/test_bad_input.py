@@ -61,11 +61,7 @@ class Suite:
                 "backend.device=cpu",
                 "backend.threads=1",
                 # The standard suite, for it has no limits a task to be taken out.
-                "evals=standard",
-                "evals.source=hub",
-                "evals.tasks=[]",
-                "evals.headline=",
-                "evals.watch=[]",
+                "evals=none",
                 "gates=none",
                 "probes=none",
                 "tracking=none",
@@ -182,7 +178,10 @@ def test_rank_zero(suite: Suite) -> None:
 
 
 def test_an_unknown_task(suite: Suite) -> None:
-    where = "no such task: neither a `task:` of evals/*/*.yaml nor a task, group or tag of lm-eval"
+    where = (
+        "no such task: neither a `task:` of evals/*/*.yaml or evals.path, nor a task, group or tag "
+        "of lm-eval"
+    )
     line = suite.refused("evals.tasks=[hellaswga]")
     assert line.startswith(f"evals.tasks = 'hellaswga': {where}; did you mean hellaswag")
     line = suite.refused("evals.tasks=[prose_bbp]")

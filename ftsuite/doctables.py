@@ -10,11 +10,10 @@ import string
 from collections import Counter
 from typing import TYPE_CHECKING, TypeVar
 
-from ftsuite import documents
+from ftsuite import documents, jsonfields
 from ftsuite.aggregation import AGGREGATIONS, tables
 from ftsuite.compare import find_metric
-from ftsuite.errors import shorten
-from ftsuite.records import (
+from ftsuite.docrecords import (
     AnswerLengths,
     ConfusionRow,
     DocumentRow,
@@ -23,6 +22,7 @@ from ftsuite.records import (
     GroupTable,
     LabelRow,
 )
+from ftsuite.errors import shorten
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -130,6 +130,7 @@ def _table(task: str, pairs: Sequence[Pair], by: Comparison | None) -> DocumentT
         labels_left_out=labels_left_out,
         confusions=confusions,
         confusions_left_out=confusions_left_out,
+        fields=tuple(jsonfields.rows(pairs, metric)[:MOST_ROWS]) if _is_generated(pairs) else (),
         lengths=_lengths(pairs) if _is_generated(pairs) else None,
     )
 

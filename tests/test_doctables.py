@@ -11,6 +11,7 @@ from answered import EVALS, make_answered, make_documents, make_scores
 
 from ftsuite import documents, jsonfile
 from ftsuite.compare import compare_scores, corpus_value
+from ftsuite.docrecords import ConfusionRow, DocumentTable, LabelRow
 from ftsuite.doctables import (
     LONGEST_TEXT,
     MOST_CONFUSIONS,
@@ -20,7 +21,7 @@ from ftsuite.doctables import (
     group_tables,
 )
 from ftsuite.errors import ComparisonError
-from ftsuite.records import ConfusionRow, DocumentTable, LabelRow, RunRecord
+from ftsuite.records import RunRecord
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -11,7 +11,8 @@ from ftsuite.reporting import formats as fmt
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ftsuite.records import DocumentRow, DocumentTable, GroupTable, RunRecord
+    from ftsuite.docrecords import DocumentRow, DocumentTable, GroupTable, LabelRow
+    from ftsuite.records import RunRecord
     from ftsuite.reporting.study import Study
 
 LONGEST_NAME = 80
@@ -50,7 +51,8 @@ def _task(table: DocumentTable) -> list[str]:
         f"### Documents of {fmt.code(table.task)}",
         _counts(table),
         _lengths(table),
-        _labels(table),
+        _labels(table.labels, "right answer") + _left_out(table.labels_left_out, "rarer answer"),
+        _labels(table.fields, "field"),
         _confusions(table),
         _listed("Won", table.won_documents, table.won, table.metric),
         _listed("Lost", table.lost_documents, table.lost, table.metric),
@@ -78,8 +80,8 @@ def _lengths(table: DocumentTable) -> str:
     )
 
 
-def _labels(table: DocumentTable) -> str:
-    if not table.labels:
+def _labels(found: Sequence[LabelRow], what: str) -> str:
+    if not found:
         return ""
     rows = [
         [
@@ -87,10 +89,10 @@ def _labels(table: DocumentTable) -> str:
             f"{row.n:,}",
             *(f"{count:,}" for count in (row.base_right, row.tuned_right, row.gained, row.lost)),
         ]
-        for row in table.labels
+        for row in found
     ]
-    headers = ["right answer", ">documents", ">base right", ">tuned right", ">gained", ">lost"]
-    return fmt.table(headers, rows) + _left_out(table.labels_left_out, "rarer answer")
+    headers = [what, ">documents", ">base right", ">tuned right", ">gained", ">lost"]
+    return fmt.table(headers, rows)
 
 
 def _confusions(table: DocumentTable) -> str:

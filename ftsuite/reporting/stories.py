@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
-from ftsuite.compare import find_comparison, find_metric
+from ftsuite.compare import corpus_value, find_comparison, find_metric
 from ftsuite.reporting import evidence
 from ftsuite.reporting import formats as fmt
 from ftsuite.statistics import Verdict
@@ -36,7 +37,29 @@ def metric_notes(study: Study, name: str) -> str:
         counts = [f"{n:,} of {of:,}" if of > n else f"{n:,}" for n, of in sizes]
         one = list(sizes) == [(1, 1)]
         said.append(f"{fmt.either(counts)} document{'' if one else 's'}{split}.")
+        said += filter(None, [_nats(study, name)])
     return " ".join([*said, power(study, name)]).rstrip()
+
+
+def _nats(study: Study, name: str) -> str:
+    """Bits per byte of right answers in nats a token too, the unit of training's loss."""
+    pairs = [
+        (base, tuned)
+        for cell in study.cells
+        if (base := find_metric(cell.base, name)) and (tuned := find_metric(cell.tuned, name))
+    ]
+    if not pairs or not all(metric.answer_tokens for pair in pairs for metric in pair):
+        return ""
+    bases = list(dict.fromkeys(fmt.score(_nats_a_token(base)) for base, _ in pairs))
+    after = ", ".join(fmt.score(_nats_a_token(metric)) for _, metric in pairs)
+    places = " (the cells in the study's order)" if len(pairs) > 1 else ""
+    return f"In nats a token of the right answer: base {fmt.either(bases)}; tuned {after}{places}."
+
+
+def _nats_a_token(metric: MetricScores) -> float:
+    """Texts and tokens are the same for every model of a tokenizer, so this is a change of unit."""
+    sizes = math.fsum(metric.weights or ())
+    return corpus_value(metric) * math.log(2) * sizes / metric.answer_tokens
 
 
 def power(study: Study, name: str) -> str:

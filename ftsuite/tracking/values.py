@@ -201,7 +201,7 @@ def labels_table(record: RunRecord) -> Table:
         rows=tuple(
             (table.task, *(getattr(row, name) for name in columns))
             for table in record.documents
-            for row in table.labels
+            for row in (*table.labels, *table.fields)
         ),
     )
 

@@ -5,6 +5,7 @@ Errors say what is wrong, where, and what to do, and never show a row's text.
 
 from __future__ import annotations
 
+import functools
 import gzip
 import hashlib
 import json
@@ -121,7 +122,15 @@ def _hint(path: Path) -> str:
 
 
 def file_sha256(path: Path) -> str:
-    """Return the sha256 of a file's bytes, hexadecimal."""
+    """Return the sha256 of a file's bytes, hexadecimal; a version of a file is read once."""
+    facts = path.stat()
+    return _version_sha256(path.resolve(), facts.st_mtime_ns, facts.st_size)
+
+
+@functools.lru_cache(maxsize=256)
+def _version_sha256(path: Path, changed_ns: int, size: int) -> str:
+    """Hash one version of a file: every cell of a sweep asks for the same ones."""
+    del changed_ns, size
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +38,23 @@ class LabelRow:
     """Documents that tuned alone has right."""
     lost: int
     """Documents that base alone has right."""
+
+
+def label_row(label: str, right: Sequence[tuple[bool, bool]]) -> LabelRow:
+    """Count the documents of a label.
+
+    Args:
+        label: as it is shown.
+        right: for each document, whether base and whether tuned is right.
+    """
+    return LabelRow(
+        label=label,
+        n=len(right),
+        base_right=sum(base for base, _ in right),
+        tuned_right=sum(tuned for _, tuned in right),
+        gained=sum(tuned and not base for base, tuned in right),
+        lost=sum(base and not tuned for base, tuned in right),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,6 +21,7 @@ from ftsuite.docrecords import (
     GroupRow,
     GroupTable,
     LabelRow,
+    label_row,
 )
 from ftsuite.errors import shorten
 
@@ -221,17 +222,7 @@ def _labels(answered: Sequence[Answered], labels: Sequence[str]) -> list[LabelRo
     for expected, base, tuned in answered:
         by_label.setdefault(expected, []).append((base == expected, tuned == expected))
     order = sorted(by_label, key=lambda label: (-len(by_label[label]), labels.index(label)))
-    return [
-        LabelRow(
-            label=shorten(label, LONGEST_TEXT),
-            n=len(by_label[label]),
-            base_right=sum(base for base, _ in by_label[label]),
-            tuned_right=sum(tuned for _, tuned in by_label[label]),
-            gained=sum(tuned and not base for base, tuned in by_label[label]),
-            lost=sum(base and not tuned for base, tuned in by_label[label]),
-        )
-        for label in order
-    ]
+    return [label_row(shorten(label, LONGEST_TEXT), by_label[label]) for label in order]
 
 
 def _confusions(answered: Sequence[Answered]) -> list[ConfusionRow]:

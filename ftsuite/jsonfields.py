@@ -6,12 +6,13 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from ftsuite import documents
-from ftsuite.docrecords import LabelRow
+from ftsuite.docrecords import label_row
 from ftsuite.errors import shorten
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from ftsuite.docrecords import LabelRow
     from ftsuite.documents import Pair
 
 LONGEST_NAME = 100
@@ -40,17 +41,8 @@ def rows(pairs: Sequence[Pair], metric: str) -> list[LabelRow]:
         for name, value in (wanted or {}).items():
             base, tuned = (name in side and _same(side[name], value) for side in sides)
             found.setdefault(name, []).append((base, tuned))
-    return [
-        LabelRow(
-            label=shorten(name, LONGEST_NAME),
-            n=len(found[name]),
-            base_right=sum(base for base, _ in found[name]),
-            tuned_right=sum(tuned for _, tuned in found[name]),
-            gained=sum(tuned and not base for base, tuned in found[name]),
-            lost=sum(base and not tuned for base, tuned in found[name]),
-        )
-        for name in sorted(found, key=lambda name: (-len(found[name]), name))
-    ]
+    order = sorted(found, key=lambda name: (-len(found[name]), name))
+    return [label_row(shorten(name, LONGEST_NAME), found[name]) for name in order]
 
 
 def _object(text: str) -> dict[str, Any] | None:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+import lm_eval_cli
 import pytest
 import yaml
-from conftest import CPU, PATIENCE, environment
-from test_lm_eval_agreement import COMMAND_LINE, TEMPLATE
+from conftest import CPU
+from test_lm_eval_agreement import TEMPLATE
 from tiny import save_tiny_model, tiny_tokenizer
 
 from ftsuite import evaluate, heldout, suite, sweeper, tasks
@@ -306,26 +305,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def by_command_line(model: Path, folder: Path, names: list[str], out: Path) -> dict[str, Any]:
-    """What lm_eval's own command line reports."""
-    arguments = ["run", "--model", "hf", "--model_args", f"pretrained={model},dtype=float32"]
-    arguments += ["--tasks", ",".join(names), "--include_path", str(folder), "--device", "cpu"]
-    arguments += ["--batch_size", "4", "--apply_chat_template", "--output_path", str(out)]
-    done = subprocess.run(
-        [sys.executable, "-c", COMMAND_LINE, *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=folder,
-        timeout=PATIENCE,
-        env=environment() | {"HF_DATASETS_CACHE": str(out / "cache")},
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    (path,) = out.rglob("results_*.json")
-    results: dict[str, Any] = json.loads(path.read_text())["results"]
-    return results
-
-
 def test_scores_are_those_of_a_hand_written_task_by_lm_evals_command_line(
     model: Path, tmp_path: Path
 ) -> None:
@@ -370,7 +349,7 @@ def test_scores_are_those_of_a_hand_written_task_by_lm_evals_command_line(
     }
     for task in (choice, exact):
         (hand / f"{task['task']}.yaml").write_text(yaml.safe_dump(task))
-    theirs = by_command_line(model, hand, ["hand_choice", "hand_exact"], tmp_path / "out")
+    theirs = lm_eval_cli.results(model, hand, ["hand_choice", "hand_exact"], tmp_path / "out")
     for mine, name, metric in (
         ("ship_choice/acc", "hand_choice", "acc"),
         ("ship_exact/exact_match", "hand_exact", "exact_match"),
@@ -383,7 +362,7 @@ def test_scores_are_those_of_a_hand_written_task_by_lm_evals_command_line(
 
     # And the files that the suite wrote run by themselves.
     names = ["ship_choice", "ship_choice_validation", "ship_answers", "ship_exact"]
-    alone = by_command_line(model, folder, names, tmp_path / "alone")
+    alone = lm_eval_cli.results(model, folder, names, tmp_path / "alone")
     for name, metric in zip(names, ("acc", "acc", "bits_per_byte", "exact_match"), strict=True):
         found = find_metric(ours, f"{name}/{metric}")
         assert found is not None

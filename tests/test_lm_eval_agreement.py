@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from typing import TYPE_CHECKING, Any
 
+import lm_eval_cli
 import pytest
 import yaml
-from conftest import CPU, FACTS, PATIENCE, environment
+from conftest import CPU, FACTS
 from tiny import save_tiny_model, tiny_tokenizer, write_jsonl
 
 from ftsuite import evaluate, jsonfile, tasks
@@ -22,13 +21,6 @@ if TYPE_CHECKING:
 
     from ftsuite.records import MetricScores
 
-# The standard errors of f1 and mcc alone take the command line minutes; they are not compared.
-COMMAND_LINE = """
-import lm_eval.evaluator_utils
-lm_eval.evaluator_utils.stderr_for_metric = lambda **_: None
-from lm_eval.__main__ import cli_evaluate
-cli_evaluate()
-"""
 # Its prompts do not end in white space, which lm-eval would score with the answer (harness.py), and
 # its conversations have nothing between the cue and an answer.
 TEMPLATE = (
@@ -237,23 +229,7 @@ def theirs(
 ) -> tuple[Path, dict[str, dict[str, float]]]:
     """The tasks' folder, and what one call of lm-eval's command line reports of them."""
     folder = write_tasks(tmp_path_factory.mktemp("matrix"), answers_of(model))
-    out = tmp_path_factory.mktemp("out")
-    arguments = ["run", "--model", "hf", "--model_args", f"pretrained={model},dtype=float32"]
-    arguments += ["--tasks", ",".join(NAMES), "--include_path", str(folder), "--device", "cpu"]
-    arguments += ["--batch_size", "4", "--apply_chat_template", "--output_path", str(out)]
-    done = subprocess.run(
-        [sys.executable, "-c", COMMAND_LINE, *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=folder,
-        timeout=PATIENCE,
-        env=environment() | {"HF_DATASETS_CACHE": str(folder / "cache")},
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    (path,) = out.rglob("results_*.json")
-    results: dict[str, dict[str, float]] = json.loads(path.read_text())["results"]
-    return folder, results
+    return folder, lm_eval_cli.results(model, folder, NAMES, tmp_path_factory.mktemp("out"))
 
 
 @pytest.fixture(scope="module")

@@ -9,15 +9,16 @@ not something that a model could learn from the held-out rows.
 from __future__ import annotations
 
 import itertools
-import json
 import re
 import string
+import unicodedata
 from collections import Counter
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ftsuite.choices import Answers
 from ftsuite.errors import ConfigError, DataError
+from ftsuite.readers import parse_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -34,7 +35,7 @@ MOSTLY = 0.9
 """Share of answers of one kind above which the others are worth a word."""
 USUAL = 0.95
 """Share of the answers that `usual_bytes` covers."""
-NUMBER = re.compile(r"[+-]?(\d{1,3}(,\d{3})+|\d+)(\.\d+)?%?|[+-]?\.\d+%?")
+NUMBER = re.compile(r"[+-]?((\d{1,3}(,\d{3})+|\d+)(\.\d+)?([eE][+-]?\d{1,3})?|\.\d+)%?")
 FINAL_NUMBER = re.compile(rf"####\s*({NUMBER.pattern})\s*\Z")
 """GSM8K's form (Cobbe et al. 2021, arXiv 2110.14168): the working, then `#### 72`."""
 
@@ -146,7 +147,7 @@ def is_json(text: str) -> bool:
     if text[:1] + text[-1:] not in ("{}", "[]"):
         return False
     try:
-        json.loads(text)
+        parse_json(text, strict=True)
     except (ValueError, RecursionError):
         return False
     return True
@@ -154,6 +155,7 @@ def is_json(text: str) -> bool:
 
 def is_number(text: str) -> bool:
     """Whether a text is a number, or ends in GSM8K's `#### number`."""
+    text = text.replace("\u2212", "-")
     return bool(NUMBER.fullmatch(text) or FINAL_NUMBER.search(text))
 
 
@@ -208,7 +210,11 @@ def _alike(labels: Sequence[str]) -> tuple[str, ...]:
 
 
 def normalised(label: str) -> str:
-    """A label without case and punctuation, as lm-eval's exact_match can compare."""
+    """A label without case and punctuation, as lm-eval's exact_match can compare.
+
+    Letters with accents count alike whether they are one sign or two (Unicode's NFKC).
+    """
+    label = unicodedata.normalize("NFKC", label)
     return label.casefold().translate(str.maketrans("", "", string.punctuation))
 
 

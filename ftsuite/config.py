@@ -109,8 +109,9 @@ class DataConfig:
     """What the answers are, which decides how held-out rows are scored; auto: found out."""
     labels: list[str] = field(default_factory=list)
     """The closed set of answers, in order; empty: found out."""
-    tolerance: float = 1e-6
-    """Largest relative difference at which two numbers are equal, for answers that are numbers."""
+    tolerance: float = 0.0
+    """Largest difference at which two numbers are equal, as a share of the larger one, for answers
+    that are numbers."""
     shape: Shape = Shape.auto
     columns: ColumnsConfig = field(default_factory=ColumnsConfig)
     system: str | None = None
@@ -259,7 +260,8 @@ class ProbesConfig:
     """Prompt probes: answers with and without a system prompt."""
 
     files: list[str] = field(default_factory=list)
-    """Probe names (evals/probes/NAME.yaml) or paths of YAML files."""
+    """Probe names (evals/probes/NAME.yaml, or in a folder of `evals.path`), YAML files, or folders
+    of them (docs/probes.md)."""
     limit: int | None = None
     """Use the first so many prompts and contrasts of each probe."""
     max_new_tokens: int = 64

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ftsuite import (
     documents,
+    fitting,
     metric_checks,
     metrics,
     models,
@@ -74,6 +75,7 @@ def evaluate(
     generation, ignored = models.plain_generation(model, ends, tokenizer.pad_token_id)
     harness = build_harness(model, tokenizer, config.evals.batch_size, cell, what)
     by_name = {t.task.config.task: t.task for t in loaded}
+    picked, left_out = fitting.fitting(by_name, harness, picked)
     proof.whole_answers(by_name, tokenizer, picked)
     bos = proof.prove(by_name, harness, picked)
     results = _simple_evaluate(
@@ -112,7 +114,11 @@ def evaluate(
     if into is not None:
         documents.write(into / documents.FILE, kept)
     return Scores(
-        conditions=conditions, metrics=scored, tokens=harness.tokens, generation_ignored=ignored
+        conditions=conditions,
+        metrics=scored,
+        tokens=harness.tokens,
+        generation_ignored=ignored,
+        left_out=left_out,
     )
 
 
@@ -142,7 +148,10 @@ def _sampled(loaded: list[tasks.LoadedTask]) -> list[str]:
 
 def engine() -> str:
     """Versions of the libraries that compute the scores; imports none of them."""
-    names = ("torch", "transformers", "tokenizers", "lm_eval", "sacrebleu", "scikit-learn", "numpy")
+    names = (
+        *("torch", "transformers", "tokenizers", "lm_eval", "sacrebleu", "scikit-learn", "numpy"),
+        *("rouge-score", "jsonschema"),
+    )
     return ", ".join(f"{name} {metadata.version(name)}" for name in names)
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ftsuite import answers, heldout_tasks, shapes
+from ftsuite import answers, heldout_tasks, provenance, shapes
 from ftsuite import data as data_module
 from ftsuite.choices import Answers
 from ftsuite.config import identity
@@ -29,7 +29,10 @@ if TYPE_CHECKING:
 VERSION = 1
 STAGE = "heldout"
 HELD_OUT: tuple[SplitName, ...] = ("validation", "test")
-NOT_READ = ("name", "train", "validation", "test", "max_length", "truncate", "train_limit")
+NOT_READ = (
+    *("name", "train", "validation", "test", "max_length", "truncate"),
+    *("train_limit", "validation_limit"),
+)
 """Fields of the data that do not change what is held out; content stands for the paths."""
 MOST_DOCUMENTS = 10_000
 """Held-out rows that become documents: each command reads all of them."""
@@ -82,6 +85,7 @@ def build(data: DataConfig, evals: EvalsConfig, root: Path) -> tuple[HeldOut, Pa
             "data": identity(data, without=NOT_READ),
             "max_new_tokens": evals.max_new_tokens,
             "scoring": file_digest(_scoring()),
+            "engine": provenance.versions("genson", "rensa"),
         },
         record=HeldOut,
         compute=lambda folder: _write(data, evals, folder),
@@ -126,7 +130,7 @@ def notes(config: RunConfig) -> tuple[str, ...]:
     if not config.evals.held_out:
         return ()
     built, _ = build(config.data, config.evals, Path(config.store.root))
-    return tuple(f"Held-out rows of `{built.name}`: {note}" for note in built.notes)
+    return tuple(f"Held-out rows of {built.name}: {note}" for note in built.notes)
 
 
 def require_splits(data: DataConfig) -> None:

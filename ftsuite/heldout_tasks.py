@@ -113,7 +113,7 @@ def tasks(
 
 def _base(name: str, split: str, fields: Collection[str]) -> dict[str, Any]:
     """What all tasks share; the name of the test's task has no split in it."""
-    metadata: dict[str, Any] = {"version": TASK_VERSION}
+    metadata: dict[str, Any] = {"version": TASK_VERSION, "held_out": True}
     if "group" in fields:
         metadata["group"] = "group"
     if "turns" in fields:

@@ -219,18 +219,28 @@ def _read_jsonl(path: Path, name: str, form: TextFormat, _: list[str]) -> Iterat
             yield row
 
 
-def parse_json(text: str) -> Any:
+def parse_json(text: str, *, strict: bool = False) -> Any:
     """JSON without a key twice: Python would keep the last one.
+
+    Args:
+        text: of one value.
+        strict: refuse NaN and Infinity, which Python writes and JSON does not know.
 
     Raises:
         ValueError: a key twice, or a number of thousands of digits.
     """
     try:
-        return json.loads(text, object_pairs_hook=_distinct)
+        return json.loads(
+            text, object_pairs_hook=_distinct, parse_constant=_refuse if strict else None
+        )
     except ValueError as error:
         if "int_max_str_digits" in str(error):
             raise ValueError("a number of thousands of digits") from error
         raise
+
+
+def _refuse(constant: str) -> Any:
+    raise ValueError(f"{constant} is no JSON")
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

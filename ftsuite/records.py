@@ -251,6 +251,8 @@ class Scores:
     """Tokens scored or generated."""
     generation_ignored: str = ""
     """Settings of the model's own generation_config that were not used."""
+    left_out: dict[str, int] = field(default_factory=dict)
+    """Held-out documents that do not fit into the model's context, by task."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,18 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ftsuite import devices, documents, heldout, jsonfile, models, progress, steps, systems, train
+from ftsuite import (
+    devices,
+    documents,
+    fitting,
+    heldout,
+    jsonfile,
+    models,
+    progress,
+    steps,
+    systems,
+    train,
+)
 from ftsuite.compare import apply_gates, compare_scores
 from ftsuite.config import to_plain
 from ftsuite.doctables import document_tables, group_tables
@@ -141,7 +152,11 @@ def _recipe(
         base_probes=base_probes.record if base_probes else None,
         tuned_probes=tuned_probes.record if tuned_probes else None,
         gates=apply_gates(record.comparisons, config.gates),
-        notes=(*notes, *heldout.notes(config)),
+        notes=(
+            *notes,
+            *heldout.notes(config),
+            *(fitting.notes(base_scores.record.left_out) if base_scores else ()),
+        ),
     )
 
 

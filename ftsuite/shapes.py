@@ -70,7 +70,23 @@ def to_messages(
             messages = [{"role": TEXT_ROLE, "content": _text(row, columns.text, where)}]
         case _:
             raise AssertionError(f"shape {layout.shape} has to be detected first")
+    for message in messages:
+        if message["role"] == "assistant":
+            _take_off_ends(message, said)
     return messages if layout.system is None else _own_system(row, layout.system, messages, where)
+
+
+def _take_off_ends(message: Message, said: Counter[str]) -> None:
+    """Take white space off the end of an answer, and off the beginning where it is one line.
+
+    Some templates drop it and others train it, while a label with a space in front, as older
+    formats write it, is the same label. Code of several lines keeps its first indentation.
+    """
+    text = message["content"]
+    bare = text.rstrip() if "\n" in text.strip() else text.strip()
+    if bare and bare != text:
+        said["white space at the ends of answers was taken off"] += 1
+        message["content"] = bare
 
 
 def inject_system(messages: Conversation, system: str | None) -> Conversation:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ftsuite import heldout, tasks
 from ftsuite.errors import ConfigError
-from ftsuite.tasks.index import name_in
+from ftsuite.tasks.index import name_in, own_tasks
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -63,6 +63,7 @@ def data_name(data: DataConfig) -> str:
 
 def _name_files(evals: EvalsConfig) -> None:
     """Replace YAML files among the task names by the names in them; their folders are searched."""
+    named: dict[str, Path] = {}
     for listed in (evals.tasks, evals.add):
         for place, given in enumerate(listed):
             if not given.endswith((".yaml", ".yml")):
@@ -74,8 +75,17 @@ def _name_files(evals: EvalsConfig) -> None:
             if not name:
                 raise ConfigError("evals.tasks", given, "it gives no name; write `task: NAME`")
             listed[place] = name
+            named[name] = file
             if (folder := str(file.parent)) not in evals.path:
                 evals.path.append(folder)
+    found = own_tasks(evals.path)
+    for name, file in named.items():
+        if found[name] != (file.resolve(),):
+            raise ConfigError(
+                "evals.tasks",
+                str(file),
+                f"another file defines a task {name} as well, {found[name][0]}; rename one",
+            )
 
 
 def _held_out(config: RunConfig) -> HeldOut | None:

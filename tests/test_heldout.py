@@ -415,3 +415,51 @@ def test_kinds_are_all_written() -> None:
     for kind in Answers:
         if kind is not Answers.auto:
             assert any(word in heldout_tasks.WORDS for word in (kind.value, "choice"))
+
+
+def test_a_row_longer_than_the_context_is_left_out_and_counted(model: Path, tmp_path: Path) -> None:
+    rows = sailors()
+    for number in range(0, 80, 5):
+        rows[number]["prompt"] += " and more" * 3000
+    config = resolved(write_csv(tmp_path / "ship.csv", rows), tmp_path / "store")
+    config.model = ModelConfig(id=str(model))
+    scores = evaluate.evaluate(config, CPU, model, tmp_path / "store", "cell", "eval base")
+    (choice,) = (m for m in scores.metrics if m.name == "ship_choice/acc")
+    lost = scores.left_out["ship_choice"]
+    assert lost > 0
+    assert len(choice.doc_ids) == choice.available - lost
+    _, folder = heldout.build(config.data, config.evals, tmp_path / "store")
+    documents = [json.loads(line) for line in (folder / "test.jsonl").open()]
+    assert all("and more" not in documents[number]["prompt"] for number in choice.doc_ids)
+    assert sum("and more" in document["prompt"] for document in documents) == lost
+
+
+def test_white_space_around_a_label_is_nobodys_label(model: Path, tmp_path: Path) -> None:
+    rows = [row | {"completion": f" {row['completion']}"} for row in sailors()]
+    config = resolved(write_csv(tmp_path / "ship.csv", rows), tmp_path / "store")
+    built, folder = heldout.build(config.data, config.evals, tmp_path / "store")
+    assert built.labels == tuple(sorted(LABELS))
+    assert any("white space at the ends of answers" in note for note in built.data_notes)
+    documents = [json.loads(line) for line in (folder / "test.jsonl").open()]
+    assert {document["answer"] for document in documents} <= set(LABELS)
+
+
+def test_a_task_named_by_its_file_is_that_file(ship: Path, tmp_path: Path) -> None:
+    task = {
+        "task": "my_words",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": "words.jsonl"}},
+        "test_split": "test",
+        "output_type": "loglikelihood_rolling",
+        "doc_to_text": "",
+        "doc_to_target": "{{text}}",
+    }
+    for name, ending in (("a", "yaml"), ("b", "yml")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "words.jsonl").write_text('{"text": "one two"}\n')
+        (tmp_path / name / f"t.{ending}").write_text(yaml.safe_dump(task))
+    assert compose(ship, f"evals.add=[{tmp_path}/b/t.yml]").evals.tasks[-1] == "my_words"
+    with pytest.raises(FtsuiteError, match=r"b/t\.yml': another file defines a task my_words"):
+        compose(ship, f"evals.add=[{tmp_path}/b/t.yml]", f"evals.path=[{tmp_path}/a]")
+    with pytest.raises(FtsuiteError, match="another file defines a task my_words"):
+        compose(ship, f"evals.add=[{tmp_path}/a/t.yaml,{tmp_path}/b/t.yml]")

@@ -47,6 +47,9 @@ WANTED = {"goods": "lamp", "count": 3}
         ("[]", 1, 0, 0.0, 0),
         ("", 0, 0, 0.0, 0),
         ("[" * 100_000, 0, 0, 0.0, 0),
+        ("[" * 500 + "]" * 500, 0, 0, 0.0, 0),
+        ('{"goods": "lamp", "count": NaN}', 0, 0, 0.0, 0),
+        ('{"goods": "lamp", "count": 4, "count": 3}', 0, 0, 0.0, 0),
     ],
 )
 def test_json(answer: str, valid: int, schema: int, fields: float, equal: int) -> None:
@@ -76,10 +79,15 @@ def test_true_is_not_one_and_order_in_a_list_counts() -> None:
         ("72", "no idea", 0, 0),
         ("0", "0.0000001", 0, 1),
         ("12%", "12", 1, 1),
+        ("72", "1" * 400, 0, 1),
+        ("10000000", "10000001", 0, 1),
+        ("0.5", "0.50", 1, 1),
+        ("1000", "1e3", 1, 1),
+        ("\u22123", "-3", 1, 1),
     ],
 )
 def test_numbers(expected: str, answer: str, equal: int, given: int) -> None:
-    doc = {"expected": expected, "tolerance": 1e-6}
+    doc = {"expected": expected, "tolerance": 0.0}
     assert scoring.number_scores(doc, [answer]) == {"number_equal": equal, "number_given": given}
 
 
@@ -99,6 +107,10 @@ def test_rouge_l_counts_words_of_any_script() -> None:
     assert rouge("police killed the gunman", "police kill the gunman") == pytest.approx(0.75)
     assert rouge("Здравствуй мир", "здравствуй, мир!") == 1
     assert rouge("a b", "c d") == 0
+    assert rouge("कि", "का") == 0
+    assert 0 < rouge("C++", "C#") < 1
+    assert rouge("👍", "👍") == 1
+    assert rouge("?!", "?!") == 1
     assert rouge("a b", "") == 0
     assert scoring.text_scores({"expected": "a"}, ["b"])["chrf"] == ("a", "b")
 

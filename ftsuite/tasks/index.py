@@ -53,7 +53,7 @@ def own_tasks(path: Sequence[str]) -> dict[str, tuple[Path, ...]]:
 
 def _own_files(path: Sequence[str]) -> list[list[Path]]:
     """The YAML files of each folder that is looked into, in the order of their importance."""
-    folders = [[*sorted(Path(top).glob("*.yaml")), *_one_deep(Path(top))] for top in path]
+    folders = [[*sorted(Path(top).glob("*.y*ml")), *_one_deep(Path(top))] for top in path]
     return [
         [file.resolve() for file in files if file.is_file()]
         for files in [*folders, _one_deep(evals_dir())]
@@ -61,7 +61,7 @@ def _own_files(path: Sequence[str]) -> list[list[Path]]:
 
 
 def _one_deep(top: Path) -> list[Path]:
-    return [file for file in sorted(top.glob("*/*.yaml")) if file.parent.name not in NOT_TASKS]
+    return [file for file in sorted(top.glob("*/*.y*ml")) if file.parent.name not in NOT_TASKS]
 
 
 def name_in(path: Path) -> str:

@@ -17,7 +17,7 @@ from ftsuite.columnnames import (
     listed,
     names_like,
 )
-from ftsuite.errors import DataError
+from ftsuite.errors import DataError, shorten
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
@@ -91,6 +91,7 @@ def find_layout(
             an answer or a column that was configured unused.
     """
     named = _as_written(names, columns)
+    _require_configured(names, named, columns, where)
     found = shape
     if shape is Shape.auto:
         found, named = _find_shape(names, named, columns, where, group)
@@ -110,6 +111,24 @@ def find_layout(
         system=system,
         notes=tuple(_taken(found, named, columns, system)),
     )
+
+
+def _require_configured(
+    names: Collection[str], named: ColumnsConfig, columns: ColumnsConfig, where: str
+) -> None:
+    """Refuse a column that was named in the settings and is not there.
+
+    Raises:
+        DataError: names the setting, and the columns that there are.
+    """
+    for field in dataclasses.fields(columns):
+        wanted = getattr(columns, field.name)
+        is_set = wanted != getattr(type(columns)(), field.name)
+        if is_set and wanted is not None and getattr(named, field.name) not in names:
+            raise DataError(
+                f"{where}: data.columns.{field.name} = {shorten(wanted)!r}: no such column; there "
+                f"are {listed(names)}"
+            )
 
 
 def with_row(layout: Layout, names: Collection[str], shape: Shape, where: str) -> Layout:

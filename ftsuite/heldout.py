@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ftsuite import answers, heldout_tasks, provenance, shapes
+from ftsuite import answers, heldout_tasks, labelnotes, provenance, shapes
 from ftsuite import data as data_module
 from ftsuite.choices import Answers
 from ftsuite.config import identity
@@ -114,15 +114,19 @@ def lines(config: RunConfig) -> list[str]:
         split = "validation" if task.endswith("_validation") else "test"
         there = built.documents[split]
         scored = min(there, config.evals.limits.get(task, config.evals.limit) or there)
-        uses = {config.evals.rank_by: "ranks the cells", config.evals.headline: "reported first"}
-        use = [
-            f"{name.partition('/')[2]} {what}"
-            for name, what in uses.items()
-            if name.partition("/")[0] == task
-        ]
-        said = f"{task}: {heldout_tasks.words(task, built.kind)}, {scored:,} of {there:,} documents"
-        found.append("; ".join([said, *use]))
+        words = heldout_tasks.words(task, built.kind)
+        found.append(f"{task}: {words}, {scored:,} of {there:,} documents{_use(task, config)}")
     return [*found, *built.data_notes, *built.notes]
+
+
+def _use(task: str, config: RunConfig) -> str:
+    """What a task's metrics decide, if they do."""
+    uses = {config.evals.rank_by: "ranks the cells", config.evals.headline: "reported first"}
+    return "".join(
+        f"; {name.partition('/')[2]} {what}"
+        for name, what in uses.items()
+        if name.partition("/")[0] == task
+    )
 
 
 def notes(config: RunConfig) -> tuple[str, ...]:
@@ -173,11 +177,8 @@ def _write(data: DataConfig, evals: EvalsConfig, folder: Path) -> HeldOut:
         fields |= {field for document in made for field, value in document.items() if value}
         lines = (json.dumps(document, ensure_ascii=False) for document in made)
         (folder / f"{name}.jsonl").write_text("".join(f"{line}\n" for line in lines), "utf-8")
-    if facts and facts.labels and not _names_labels(splits["test"], facts.labels):
-        notes.append(
-            "nothing in the rows tells the base model what is asked or what the labels are; "
-            'data.system="…" puts it in front of every row, in training and in scoring'
-        )
+    if facts and facts.labels:
+        notes += labelnotes.notes(splits, facts.labels)
     assert data.name is not None
     made_tasks = heldout_tasks.tasks(data.name, facts, fields, evals.max_new_tokens)
     for task in made_tasks.tasks:
@@ -210,12 +211,6 @@ def _facts(splits: dict[SplitName, Conversations], data: DataConfig) -> answers.
         return None
     every = (row[-1]["content"] for rows in splits.values() for row in rows)
     return answers.describe(every, data)
-
-
-def _names_labels(rows: Conversations, labels: tuple[str, ...]) -> bool:
-    """Whether a prompt speaks of labels: at least half of them stand in the first one."""
-    prompt = " ".join(message["content"] for message in rows[0][:-1]).casefold()
-    return 2 * sum(label.casefold() in prompt for label in labels) >= len(labels)
 
 
 def _schema(splits: dict[SplitName, Conversations]) -> str:

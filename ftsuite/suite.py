@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ftsuite import heldout, tasks
 from ftsuite.errors import ConfigError
-from ftsuite.tasks.index import name_in, own_tasks
+from ftsuite.tasks.index import leaves, name_in, own_tasks
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -106,6 +106,11 @@ def _list_tasks(evals: EvalsConfig, built: HeldOut | None) -> None:
             f"the held-out rows make a task {twice[0]}, and evals.tasks has one of that name; give "
             "the data another name",
         )
+    for name in evals.add:
+        try:
+            leaves(name, evals)
+        except ConfigError as error:
+            raise ConfigError("evals.add", name, error.remedy) from error
     evals.tasks = list(dict.fromkeys([*own, *evals.tasks, *evals.add]))
     if built and evals.limit is not None:
         most = {name: min(limit, evals.limit) for name, limit in built.limits.items()}

@@ -186,7 +186,7 @@ def said_of_evals(sweep: Sweep) -> list[str]:
     Raises:
         DataError: a file or a row cannot be used.
     """
-    said = [line for config in sweep.configs for line in heldout.lines(config)]
+    said = [line for config in sweep.configs for line in (*heldout.lines(config), *_others(config))]
     if not any(config.evals.tasks or config.probes.files for config in sweep.configs):
         said.append(
             "nothing will be evaluated: evals.tasks and probes.files are empty, so the report can "
@@ -197,7 +197,20 @@ def said_of_evals(sweep: Sweep) -> list[str]:
             "no task ranks the cells: the report compares each with the base and recommends none; "
             "set evals.rank_by, or evals=own to score held-out rows"
         )
+    elif not any(config.evals.headline for config in sweep.configs):
+        said.append("no task is reported first; set evals.headline to a metric of a test split")
     return list(dict.fromkeys(said))
+
+
+def _others(config: RunConfig) -> list[str]:
+    """What is scored beside the held-out rows, where rows are held out."""
+    if not config.evals.held_out:
+        return []
+    more = [name for name in config.evals.tasks if not name.startswith(f"{config.data.name}_")]
+    probes = [Path(name).stem for name in config.probes.files]
+    words = [f"tasks {', '.join(more)}"] if more else []
+    words += [f"probes {', '.join(probes)}"] if probes else []
+    return [f"beside them: {'; '.join(words)}"] if words else []
 
 
 def _tell_left_out(root: Path, manifest: StudyManifest) -> None:

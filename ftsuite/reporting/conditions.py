@@ -103,7 +103,16 @@ def _split(record: RunRecord, name: str) -> str:
     if split is None:
         return ""
     source = f" of {split.source}" if split.source else ""
-    return f"{_rows(record, split)}{source}"
+    return f"{_rows(record, split)}{source}{_cut_short(record, split)}"
+
+
+def _cut_short(record: RunRecord, split: SplitSummary) -> str:
+    """How little of the rows was trained on where `train.max_steps` ended training early."""
+    steps = record.config["train"].get("max_steps")
+    if split.name != "train" or steps is None or record.train is None or record.train.epochs >= 1:
+        return ""
+    share = f"{record.train.epochs:.0%}"
+    return f", of which the {fmt.plural(steps, 'step')} of train.max_steps saw {share}"
 
 
 def _rows(record: RunRecord, split: SplitSummary) -> str:

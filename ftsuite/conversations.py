@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 WRONG_TURNS = "turns do not alternate user and assistant"
 EMPTY = "an answer, or the text, is empty or white space"
 """Reasons for dropping a row."""
+LONGEST_GROUP = 200
+"""Most characters of a value of `data.group`, which stands in every record and table as it is."""
 READ_NOTE_ROWS = 200_000
 """How often reading says how far it is."""
 
@@ -131,7 +133,11 @@ def require_group(names: Collection[str], data: DataConfig, split: SplitName, so
 
 
 def _group(row: Mapping[str, Any], name: str | None, where: str, seen: _Seen) -> str:
-    """The value of the groups' column as text; nothing where it is null or blank."""
+    """The value of the groups' column as text; nothing where it is null or blank.
+
+    Raises:
+        DataError: it is no text or number, or longer than `LONGEST_GROUP`.
+    """
     if name is None:
         return ""
     value = row.get(name)
@@ -142,6 +148,11 @@ def _group(row: Mapping[str, Any], name: str | None, where: str, seen: _Seen) ->
             f"{type(value).__name__}; a group is a text or a number"
         )
     text = "" if value is None else text.strip()
+    if len(text) > LONGEST_GROUP:
+        raise DataError(
+            f"{where}: data.group = {shorten(name)!r} holds a value of {len(text):,} characters, "
+            f"more than {LONGEST_GROUP}; name another column, or give shorter values"
+        )
     seen.groupless += not text
     return text
 

@@ -72,7 +72,7 @@ def shingles(texts: list[str], common: Any | None = None) -> tuple[Any, Any, Any
     text, kept = (both >> HASH_BITS).astype(np.int64), both & ((np.uint64(1) << HASH_BITS) - 1)
     before = np.bincount(text, minlength=len(texts))
     if common is not None:
-        rare = ~_among(kept, common)
+        rare = ~among(kept, common)
         text, kept = text[rare], kept[rare]
     sizes = np.bincount(text, minlength=len(texts))
     return kept, np.concatenate(([0], np.cumsum(sizes))), before
@@ -146,14 +146,14 @@ class Candidates:
             apart = labels[pairs[:, 0]] != labels[pairs[:, 1]]
             pairs = pairs[apart & self._may_be_alike(pairs)]
             names = pairs[:, 0] * count + pairs[:, 1]
-            pairs, names = pairs[(new := ~_among(names, refused))], names[new]
+            pairs, names = pairs[(new := ~among(names, refused))], names[new]
             if not len(pairs):
                 continue
             alike = self._alike(pairs, text, common)
             refused = np.sort(np.concatenate((refused, names[~alike])), kind="stable")
             if alike.any():
                 edges = np.concatenate((edges, pairs[alike]))
-                labels = _components(edges, count)
+                labels = components(edges, count)
         return labels
 
     def _proposed(self) -> Iterator[Any]:
@@ -207,7 +207,7 @@ class Candidates:
         return alike
 
 
-def _among(values: Any, ordered: Any) -> Any:
+def among(values: Any, ordered: Any) -> Any:
     """Which values an array holds that is sorted."""
     import numpy as np
 
@@ -217,7 +217,7 @@ def _among(values: Any, ordered: Any) -> Any:
     return ordered[place] == values
 
 
-def _components(edges: Any, count: int) -> Any:
+def components(edges: Any, count: int) -> Any:
     """For each of `count` nodes the lowest number that edges lead to."""
     import numpy as np
     from scipy.sparse import coo_array

@@ -1,4 +1,7 @@
-"""Rows that two splits would share: kept on one side of a cut, and counted between given files."""
+"""Rows that two splits would share: kept on one side of a cut, and counted between given files.
+
+Copies within a split that is held out are left out of it.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,7 @@ if TYPE_CHECKING:
 
 MUCH_COMMON = 0.05
 """Share of the rows that common text may leave too short without a note."""
+_OR_BEGINNING = ", or of which one is the beginning of the other"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,8 +30,10 @@ class _Kin:
 
     of: dict[SplitName, Any]
     """The number of each row's group, in the order of the source's pool (int64 arrays)."""
-    compared: str
-    """What was compared, in words."""
+    like: str
+    """What rows of a group have in common, in words."""
+    beginnings: int
+    """Rows that are the beginning of another row."""
     notes: tuple[str, ...]
 
 
@@ -51,8 +57,38 @@ def divide(
     pairs = itertools.combinations(whole, 2)
     notes = [note for one, other in pairs if (note := _overlap(whole, data, kin, one, other))]
     splits = cut(whole, data, kin.of["train"])
-    kept = _kept_note(kin) if parts else ""
-    return splits, [*notes, *filter(None, [kept]), *kin.notes]
+    if parts:
+        notes += _kept_notes(kin)
+    for name in [name for name in splits if name != "train"]:
+        splits[name], said = _independent(splits[name], name, kin)
+        notes += said
+    return splits, [*notes, *kin.notes]
+
+
+def _independent(
+    rows: Conversations, name: SplitName, kin: _Kin
+) -> tuple[Conversations, list[str]]:
+    """Leave copies out of a split that is held out, and say how many, and how many are still alike.
+
+    Scores are compared as means over independent documents: copies would make intervals too narrow.
+    """
+    import numpy as np
+
+    kept, notes = rows.without_copies(), list[str]()
+    if copies := len(rows) - len(kept):
+        notes.append(
+            f"{copies:,} of {len(rows):,} {name} rows are copies of others and were left out: "
+            "documents must be independent"
+        )
+    # A split without a source of its own was cut from the training rows.
+    groups = kept.values(kin.of[name if name in kin.of else "train"])
+    _, counts = np.unique(groups, return_counts=True)
+    if alike := int(counts[counts > 1].sum()):
+        how = "are nearly equal to others of the split"
+        if kin.beginnings:
+            how = "are nearly equal to others of the split, or begin like them"
+        notes.append(f"{alike:,} {name} rows {how}, so intervals are narrower than they should be")
+    return kept, notes
 
 
 def _find(whole: dict[SplitName, Pool], data: DataConfig, scratch: Path | None) -> _Kin:
@@ -61,32 +97,48 @@ def _find(whole: dict[SplitName, Pool], data: DataConfig, scratch: Path | None) 
     of, start, notes = dict[SplitName, Any](), 0, list[str]()
     for name, pool in whole.items():
         of[name], start = found.of[start : start + len(pool)], start + len(pool)
-    if found.with_answers:
-        notes.append(
-            "the questions are mostly the same, so questions and answers were compared for equal "
-            "and nearly equal rows"
-        )
+    match found.compared:
+        case "questions":
+            like = "equal or nearly equal questions"
+        case "system messages and questions":
+            like = "equal or nearly equal system messages and questions"
+            notes.append(
+                "the questions are mostly the same, so system messages and questions together were "
+                "compared for equal and nearly equal rows"
+            )
+        case "system messages, questions and answers":
+            like = "equal system messages, questions and answers"
+            notes.append(
+                "the questions are mostly the same, with the system messages too, so only rows "
+                "equal in system message, question and answer were looked for, not nearly equal "
+                "ones"
+            )
     if found.unlike > MUCH_COMMON * start:
         notes.append(
             f"{_counted(found.unlike, 'row')} of {start:,} were compared for equality alone, since "
             "all but a few characters of each are in many rows"
         )
-    compared = "questions and answers" if found.with_answers else "questions"
-    return _Kin(of=of, compared=compared, notes=tuple(notes))
+    if found.greetings:
+        notes.append(
+            f"{_counted(found.greetings, 'row')} of {start:,} begin so many other rows that they "
+            "were not taken for parts of them"
+        )
+    return _Kin(of=of, like=like, beginnings=found.beginnings, notes=tuple(notes))
 
 
-def _kept_note(kin: _Kin) -> str:
+def _kept_notes(kin: _Kin) -> list[str]:
     """Say how many rows were kept together by the cut; nothing where none were."""
     import numpy as np
 
     _, counts = np.unique(kin.of["train"], return_counts=True)
     several = counts[counts > 1]
     if not len(several):
-        return ""
-    return (
-        f"{several.sum():,} rows in {_counted(len(several), 'group')} of equal or nearly equal "
-        f"{kin.compared} were kept on one side of the cut"
-    )
+        return []
+    like = f"{kin.like}{_OR_BEGINNING if kin.beginnings else ''}"
+    return [
+        f"{several.sum():,} rows in {_counted(len(several), 'group')} of {like} were kept on one "
+        "side of the cut"
+    ]
 
 
 def _overlap(
@@ -111,7 +163,7 @@ def _overlap(
         )
     if not both:
         return ""
-    like = f"with equal or nearly equal {kin.compared}"
+    like = f"with {kin.like}{_OR_BEGINNING if kin.beginnings else ''}"
     how = f"{words:,} word for word, {near:,} {like}" if words and near else like
     how = how if near else "word for word"
     if both > data.max_overlap * len(rows):

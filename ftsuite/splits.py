@@ -1,7 +1,8 @@
 """Train, validation and test rows: cut from one source, and cut down to subsets.
 
 The split of a row depends on its content and the seed alone, not on where it stands in the file,
-and equal or nearly equal rows (overlap.py) never land on both sides of a cut.
+and equal or nearly equal rows (overlap.py) never land on both sides of a cut. Of equal rows, a
+split that is held out keeps one; training rows keep their copies, as a repeated row is a weight.
 """
 
 from __future__ import annotations
@@ -133,7 +134,7 @@ class Conversations(Rows["Conversation"]):
         return of_pool[self._numbers]
 
     def where(self, wanted: Any) -> Conversations:
-        """Return those for which a bool array says so."""
+        """Return those for which a bool array says so, or at the places of an int64 array."""
         return Conversations(self._pool, self._numbers[wanted], self._system)
 
     def __len__(self) -> int:
@@ -152,6 +153,25 @@ class Conversations(Rows["Conversation"]):
     def group(self, number: int) -> str:
         """The value of `data.group` in the row; empty where no such column is named."""
         return self._pool.row(int(self._numbers[number]))[1]
+
+    def without_copies(self) -> Conversations:
+        """Return one of each set of equal conversations: system message, turns and answer.
+
+        Of copies in several groups of `data.group`, the one whose group is first by its name is
+        kept, so that nothing depends on the order of the file.
+        """
+        import numpy as np
+
+        kept = dict[bytes, int]()
+        for place, number in enumerate(self._numbers.tolist()):
+            other = kept.setdefault(self._pool.digest(number), place)
+            if other != place and self._rank(place) < self._rank(other):
+                kept[self._pool.digest(number)] = place
+        return self.where(np.sort(np.fromiter(kept.values(), np.int64, len(kept))))
+
+    def _rank(self, number: int) -> tuple[bool, str]:
+        group = self.group(number)
+        return not group, group
 
 
 def to_cut(whole: dict[SplitName, Pool], data: DataConfig) -> list[tuple[SplitName, float]]:

@@ -173,6 +173,18 @@ def test_groups_travel_as_text_and_rows_without_one_are_counted(tmp_path):
             read(path, group="region")
 
 
+def test_a_group_with_a_long_name_is_refused(tmp_path):
+    rows = [conversation(f"Q{n}", "A") | {"region": "x" * n} for n in (200, 201)]
+    assert len(groups(read(write_jsonl(tmp_path / "a.jsonl", rows[:1]), group="region"))[0]) == 200
+    path = write_jsonl(tmp_path / "a.jsonl", rows)
+    with pytest.raises(DataError) as caught:
+        read(path, group="region")
+    assert str(caught.value) == (
+        f"{path}, row 2: data.group = 'region' holds a value of 201 characters, more than 200; "
+        "name another column, or give shorter values"
+    )
+
+
 def test_a_dropped_row_has_no_group_to_give(tmp_path):
     text = "prompt,completion,g\na,,x\nb,c,y\n"
     dropped = Counter()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import logging
 import os
@@ -461,9 +462,12 @@ def test_nearly_equal_rows_stay_on_one_side_of_the_cut(tmp_path):
         sides = texts(tmp_path, "train"), texts(tmp_path, "validation")
         for word in ("Leeds", "teapots"):
             assert sorted(sum(word in text for text in side) for side in sides) == [0, 3]
+        held = sum("Leeds" in text or "teapots" in text for text in sides[1])
+        alike = f"{held} validation rows are nearly equal to others of the split, so intervals are "
         assert summary.notes == (
             "6 rows in 2 groups of equal or nearly equal questions were kept on one side of the "
             "cut",
+            *([f"{alike}narrower than they should be"] if held else []),
         )
         assert len(sides[1]) == 15
 
@@ -509,11 +513,116 @@ def test_a_constant_question_is_said(tmp_path):
     rows = [conversation("Write a message.", answer) for answer in answers]
     summary = prepare(tmp_path, [*rows, rows[0]])
     assert summary.notes == (
-        "2 rows in 1 group of equal or nearly equal questions and answers were kept on one side of "
-        "the cut",
-        "the questions are mostly the same, so questions and answers were compared for equal and "
-        "nearly equal rows",
+        "2 rows in 1 group of equal system messages, questions and answers were kept on one side "
+        "of the cut",
+        "the questions are mostly the same, with the system messages too, so only rows equal in "
+        "system message, question and answer were looked for, not nearly equal ones",
     )
+
+
+def cut(folder, rows, **config):
+    config = {"validation_fraction": 0.2, "test_fraction": 0.2} | config
+    path = write_jsonl(folder / "train.jsonl", rows)
+    found = data.cut_rows(DataConfig(train=str(path), **config))
+    return {name: list(split) for name, split in found.splits.items()}, found.notes
+
+
+def intents():
+    lines = (ROOT / "evals/intent/train.jsonl").read_text(encoding="utf-8").splitlines()
+    return list(dict.fromkeys(json.loads(line)["text"] for line in lines))
+
+
+def test_a_text_in_the_system_column_does_not_part_the_labels(tmp_path):
+    rows = [
+        {"system": text, "prompt": "Classify the text above.", "completion": f"label {n % 25}"}
+        for n, text in enumerate(intents()[:400])
+    ]
+    splits, notes = cut(tmp_path, rows)
+    labels = {name: {row[-1]["content"] for row in found} for name, found in splits.items()}
+    assert len(labels["train"]) == 25 and labels["test"] <= labels["train"]
+    assert len(labels["test"]) > 20
+    assert any("system messages and questions together were compared" in note for note in notes)
+
+
+def logged(chats):
+    """Conversations of three turns, stored after each of them."""
+    texts = intents()
+    turns = [
+        [conversation(texts[3 * chat + n], f"{chat} {n}")["messages"] for n in range(3)]
+        for chat in range(chats)
+    ]
+    chain = itertools.chain.from_iterable
+    return [{"messages": list(chain(chat[:n]))} for chat in turns for n in (1, 2, 3)]
+
+
+def test_no_test_row_stands_in_a_training_row(tmp_path):
+    splits, notes = cut(tmp_path, logged(60))
+    begun = [row[:k] for row in splits["train"] for k in (2, 4, 6)]
+    assert len(splits["test"]) == 36
+    assert not [row for row in splits["test"] if row in begun]
+    assert sum(map(len, splits.values())) == 180
+    assert any("or of which one is the beginning of the other were kept" in note for note in notes)
+    assert any("36 test rows are nearly equal to others of the split, or begin" in n for n in notes)
+
+
+@pytest.mark.parametrize("longer", ["train", "test"])
+def test_beginnings_are_counted_between_given_files(tmp_path, longer):
+    rows = logged(20)
+    parts = {"test": rows[0:9:3], "train": rows[2::3]}
+    if longer == "train":
+        parts = {"test": [*rows[0:9:3], *questions(7)], "train": rows[2::3]}
+    else:
+        parts = {"test": [*rows[2:9:3], *questions(7)], "train": rows[0::3]}
+    test = write_jsonl(tmp_path / "test.jsonl", parts["test"])
+    given = {"test": str(test), "validation_fraction": 0, "test_fraction": 0}
+    with pytest.raises(
+        DataError, match=r"data\.test = .*: 3 of its 10 rows .* of which one is the"
+    ):
+        cut(tmp_path, parts["train"], **given)
+    _, notes = cut(tmp_path, parts["train"], **given, max_overlap=0.3)
+    assert notes == (
+        "3 of 10 test rows are in data.train as well, with equal or nearly equal questions, or of "
+        "which one is the beginning of the other",
+    )
+
+
+def test_held_out_rows_are_different_and_training_rows_keep_their_copies(tmp_path):
+    splits, notes = cut(tmp_path, questions(60) * 8)
+    assert {name: len(rows) for name, rows in splits.items()} == {
+        "train": 288,
+        "validation": 12,
+        "test": 12,
+    }
+    sets = [{row[0]["content"] for row in rows} for rows in splits.values()]
+    assert sum(map(len, sets)) == len(set.union(*sets)) == 60
+    for name in ("validation", "test"):
+        assert (
+            f"84 of 96 {name} rows are copies of others and were left out: documents must be "
+            "independent"
+        ) in notes
+    assert not any("nearly equal to others" in note for note in notes)
+
+
+def test_copies_in_given_files_are_left_out_and_near_ones_said(tmp_path):
+    near = [conversation(LONG.format(n), "yes") for n in (4411, 4412)]
+    test = write_jsonl(tmp_path / "test.jsonl", [*near, *questions(3, start=100) * 2, near[0]])
+    given = {"test": str(test), "validation_fraction": 0, "test_fraction": 0}
+    splits, notes = cut(tmp_path, questions(20) * 2, **given)
+    assert (len(splits["train"]), len(splits["test"])) == (40, 5)
+    assert notes == (
+        "4 of 9 test rows are copies of others and were left out: documents must be independent",
+        "2 test rows are nearly equal to others of the split, so intervals are narrower than they "
+        "should be",
+    )
+
+
+def test_the_copy_that_is_kept_does_not_depend_on_the_order(tmp_path):
+    rows = [row | {"part": part} for row in questions(20) for part in ("b", "", "a")]
+    for number in range(5):
+        path = write_jsonl(tmp_path / f"{number}.jsonl", random.Random(number).sample(rows, 60))
+        config = DataConfig(train=str(path), group="part", test_fraction=0.3)
+        test = data.cut_rows(config).splits["test"]
+        assert [test.group(n) for n in range(len(test))] == ["a"] * 6
 
 
 def test_rows_under_a_long_common_text_are_said(tmp_path):

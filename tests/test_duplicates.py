@@ -9,6 +9,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from ftsuite import duplicates, minhash
@@ -270,22 +271,105 @@ def test_few_pairs_at_the_threshold_are_not_proposed(threshold):
 # --- questions that are mostly the same -------------------------------------------------------
 
 
-def test_a_constant_instruction_is_compared_with_its_answer():
+def test_a_constant_question_joins_rows_that_are_wholly_equal():
     answers = real_questions("intent")[:100]
     found = duplicates.find(asked(["Write a message."] * 100, answers), 0.8)
-    assert found.with_answers
+    assert found.compared == "system messages, questions and answers"
     assert len(set(found.of.tolist())) == 100
     twice = duplicates.find(asked(["Write a message."] * 100, [*answers[:99], answers[0]]), 0.8)
     assert twice.of[0] == twice.of[99]
 
 
+def with_system(texts, answers, question="Classify the text above."):
+    rows = asked([question] * len(texts), answers)
+    pairs = zip(texts, rows, strict=True)
+    return [[{"role": "system", "content": text}, *row] for text, row in pairs]
+
+
+@pytest.mark.parametrize("labels", [2, 25])
+def test_a_text_in_the_system_message_tells_rows_apart(labels):
+    texts = list(dict.fromkeys(real_questions("intent")))[:400]
+    texts[399] = f"{texts[0].upper()}!"
+    rows = with_system(texts, [f"label {n % labels}" for n in range(400)])
+    found = duplicates.find(rows, 0.8)
+    assert found.compared == "system messages and questions"
+    assert found.of[0] == found.of[399]
+    _, counts = np.unique(found.of, return_counts=True)
+    assert len(counts) > 300 and max(counts) < 10
+
+
+def test_a_constant_system_message_joins_no_rows_by_their_answer():
+    """Near answers to one question need not be alike in anything else."""
+    answers = [f"The text speaks of a late parcel to house number {n}." for n in range(100)]
+    rows = with_system(["Be brief."] * 200, answers * 2)
+    found = duplicates.find(rows, 0.8)
+    assert found.compared == "system messages, questions and answers"
+    assert len(set(found.of.tolist())) == 100
+    assert found.of[:100].tolist() == found.of[100:].tolist()
+
+
+def test_a_shared_answer_does_not_join_rows_with_other_system_messages():
+    """Few systems over many rows: both parts are mostly constant."""
+    texts = [f"You are assistant {n % 4}." for n in range(80)]
+    found = duplicates.find(with_system(texts, [f"label {n // 4}" for n in range(80)]), 0.8)
+    assert found.compared == "system messages, questions and answers"
+    assert len(set(found.of.tolist())) == 80
+
+
+# --- conversations that begin another ---------------------------------------------------------
+
+
+def logged(chats, turns):
+    """Conversations of real questions, each stored after every turn."""
+    questions = list(dict.fromkeys(real_questions("intent")))[: chats * turns]
+    rows = asked(questions)
+    starts = range(0, chats * turns, turns)
+    chain = itertools.chain.from_iterable
+    return [list(chain(rows[at : at + n])) for at in starts for n in range(1, turns + 1)]
+
+
+@pytest.mark.parametrize("threshold", [0.8, 1])
+@pytest.mark.parametrize("system", [None, "Be brief."])
+def test_a_conversation_is_with_its_beginnings(threshold, system):
+    rows = logged(60, 3)
+    if system:
+        rows = [[{"role": "system", "content": system}, *row] for row in rows]
+    found = duplicates.find(rows, threshold)
+    labels = found.of.reshape(60, 3)
+    assert (labels == labels[:, :1]).all()
+    assert len(set(labels[:, 0].tolist())) > 50
+    assert found.beginnings == 120
+    order = random.Random(0).sample(range(180), 180)
+    again = duplicates.find([rows[n] for n in order], threshold)
+    assert again.of.tolist() == found.of[order].tolist()
+
+
+def test_an_equal_first_question_with_another_answer_is_no_beginning():
+    first, other = logged(1, 2)[0], logged(2, 2)[2]
+    rows = [[first[0], {"role": "assistant", "content": "no"}], first + other]
+    found = duplicates.find([*rows, *logged(20, 1)[4:]], 1)
+    assert found.of[0] != found.of[1] and found.beginnings == 0
+
+
+def test_a_greeting_does_not_join_all_that_follows_it():
+    greeting = asked(["Hi"], ["Hello, how can I help?"])[0]
+    chats = [greeting + row for row in logged(100, 1)]
+    found = duplicates.find([greeting, *chats], 1)
+    assert (found.greetings, found.beginnings) == (1, 0)
+    assert len(set(found.of.tolist())) == 101
+    few = duplicates.find([greeting, *chats[:5], *logged(100, 1)], 1)
+    assert (few.greetings, few.beginnings) == (0, 1)
+    assert len(set(few.of[:6].tolist())) == 1
+
+
 def test_several_answers_to_each_question_do_not_make_it_an_instruction():
     questions = real_questions("intent")[:100] * 5
     found = duplicates.find(asked(questions), 0.8)
-    assert not found.with_answers
+    assert found.compared == "questions"
     assert len(set(found.of.tolist())) == 100
 
 
 def test_copies_of_rows_do_not_make_a_question_an_instruction():
     questions, answers = real_questions("intent")[:20], [str(n) for n in range(20)]
-    assert not duplicates.find(asked(questions * 30, answers * 30), 0.8).with_answers
+    found = duplicates.find(asked(questions * 30, answers * 30), 0.8)
+    assert found.compared == "questions"

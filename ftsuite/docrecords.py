@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+LONGEST_TEXT = 300
+"""Characters of a question, answer, label or group in a record."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DocumentRow:
@@ -100,10 +103,20 @@ class DocumentTable:
     """By label, the most frequent first, where the right answers are of a closed set."""
     labels_left_out: int = 0
     confusions: tuple[ConfusionRow, ...] = ()
-    """The most frequent first."""
+    """The most frequent first; none where every wrong answer is outside of the closed set."""
     confusions_left_out: int = 0
+    another_base: int = 0
+    """Wrong answers of base that are none of the closed set."""
+    another_tuned: int = 0
+    unlabelled: int = 0
+    """Documents that do not have one right answer of their `metadata.labels`: then the task has no
+    closed set, and neither labels nor confusions."""
+    contradicted: int = 0
+    """Documents of which the choice that a model picked is right where the metric says wrong, or
+    the other way round: then neither labels nor confusions are kept."""
     fields: tuple[LabelRow, ...] = ()
     """By field, where the right answers are JSON objects: `label` is the field's name."""
+    fields_left_out: int = 0
     lengths: AnswerLengths | None = None
     """Of generated answers."""
 

@@ -6,22 +6,18 @@ Records stay small: of long tables the most frequent rows are kept and the other
 from __future__ import annotations
 
 import statistics
-import string
-from collections import Counter
 from typing import TYPE_CHECKING, TypeVar
 
-from ftsuite import documents, jsonfields
+from ftsuite import doclabels, documents, jsonfields
 from ftsuite.aggregation import AGGREGATIONS, tables
 from ftsuite.compare import find_metric
 from ftsuite.docrecords import (
+    LONGEST_TEXT,
     AnswerLengths,
-    ConfusionRow,
     DocumentRow,
     DocumentTable,
     GroupRow,
     GroupTable,
-    LabelRow,
-    label_row,
 )
 from ftsuite.errors import shorten
 
@@ -32,20 +28,13 @@ if TYPE_CHECKING:
     from ftsuite.documents import Document, Pair
     from ftsuite.records import Comparison, MetricScores, Scores
 
-    Answered = tuple[str, str, str]
-    """Of one document the label that is expected, answered by base, answered by tuned."""
-
 T = TypeVar("T")
 
 MOST_DOCUMENTS = 10
 """Won and lost documents of a task that a record lists, each."""
-LONGEST_TEXT = 300
-"""Characters of a question or answer in a record."""
 MOST_ROWS = 100
 """Labels or groups of a table."""
 MOST_CONFUSIONS = 20
-OTHER_TEXT = "(another text)"
-"""Stands for an answer outside of the closed set."""
 
 
 def document_tables(
@@ -89,9 +78,10 @@ def judge(
 ) -> Comparison | None:
     """The metric by which a document is won or lost: the headline, else the task's first.
 
-    It needs a value a document, and a difference that was not refused; None without one.
+    It needs a value for some document, and a difference that was not refused; None without one.
     """
-    has = pairs[0].base.values if pairs else {}
+    # A task's own code may leave a metric out for some documents, the first among them.
+    has = {metric for pair in pairs for metric in pair.base.values if metric in pair.tuned.values}
     fit = [c for c in comparisons if c.task == task and not c.refused and c.metric in has]
     return next((c for c in fit if c.name == headline), fit[0] if fit else None)
 
@@ -114,9 +104,12 @@ def _table(task: str, pairs: Sequence[Pair], by: Comparison | None) -> DocumentT
         tuple(_row(pair, metric) for pair in some[:MOST_DOCUMENTS])
         for some in (won, lost, examples)
     ]
-    answered = _answered(pairs, metric if by and _is_right_or_wrong(pairs, by) else "")
-    labels, labels_left_out = _first(_labels(answered, closed_set(pairs)), MOST_ROWS)
-    confusions, confusions_left_out = _first(_confusions(answered), MOST_CONFUSIONS)
+    judged = doclabels.judge(pairs, metric, is_right_or_wrong=_is_right_or_wrong(pairs, by))
+    labels, labels_left_out = _first(judged.labels, MOST_ROWS)
+    confusions, confusions_left_out = _first(judged.confusions, MOST_CONFUSIONS)
+    fields, fields_left_out = _first(
+        jsonfields.rows(pairs, metric) if _is_generated(pairs) else (), MOST_ROWS
+    )
     return DocumentTable(
         task=task,
         metric=metric,
@@ -131,7 +124,12 @@ def _table(task: str, pairs: Sequence[Pair], by: Comparison | None) -> DocumentT
         labels_left_out=labels_left_out,
         confusions=confusions,
         confusions_left_out=confusions_left_out,
-        fields=tuple(jsonfields.rows(pairs, metric)[:MOST_ROWS]) if _is_generated(pairs) else (),
+        another_base=judged.another_base,
+        another_tuned=judged.another_tuned,
+        unlabelled=judged.unlabelled,
+        contradicted=judged.contradicted,
+        fields=fields,
+        fields_left_out=fields_left_out,
         lengths=_lengths(pairs) if _is_generated(pairs) else None,
     )
 
@@ -156,88 +154,12 @@ def _first(rows: Sequence[T], most: int) -> tuple[tuple[T, ...], int]:
     return tuple(rows[:most]), max(0, len(rows) - most)
 
 
-# --- closed sets ----------------------------------------------------------------------------
-
-
-def closed_set(pairs: Sequence[Pair]) -> tuple[str, ...]:
-    """The answers that every document of a task has to be answered with; empty without such a set.
-
-    Of choices those that all documents share, of generated answers the YAML's
-    `metadata: {labels: […]}`; each document has one right answer, which is in the set.
-    """
-    first = pairs[0].base
-    labels = tuple(choice.text for choice in first.choices) or first.labels
-    for pair in pairs:
-        own = tuple(choice.text for choice in pair.base.choices) or pair.base.labels
-        if own != labels or len(pair.base.expected) != 1 or pair.base.expected[0] not in labels:
-            return ()
-    return labels
-
-
-def _is_right_or_wrong(pairs: Sequence[Pair], by: Comparison) -> bool:
+def _is_right_or_wrong(pairs: Sequence[Pair], by: Comparison | None) -> bool:
+    """Whether the metric is 1 where an answer is right and 0 where it is wrong."""
+    if by is None:
+        return False
     values = {one.values.get(by.metric) for pair in pairs for one in (pair.base, pair.tuned)}
-    return by.higher_is_better and values <= {0.0, 1.0}
-
-
-def answered_label(document: Document, labels: Sequence[str], metric: str) -> str:
-    """The label that a model answered, `OTHER_TEXT` where it is none.
-
-    A generated answer that the metric takes for right is the expected label, whatever it looks
-    like. Otherwise case does not count, nor do spaces and punctuation at the ends.
-
-    Args:
-        document: with one expected answer, of `labels`.
-        labels: the closed set.
-        metric: one that is 1 where the answer is right and 0 where it is wrong; empty without one.
-    """
-    place = documents.picked(document)
-    if place is not None:
-        return document.choices[place].text
-    if metric and document.values.get(metric) == 1:
-        return document.expected[0]
-    said = _bare(documents.filtered_answer(document, metric))
-    found = next((label for label in labels if _bare(label) == said), OTHER_TEXT)
-    return OTHER_TEXT if metric and found == document.expected[0] else found
-
-
-def _bare(text: str) -> str:
-    return text.strip(string.whitespace + string.punctuation).casefold()
-
-
-def _answered(pairs: Sequence[Pair], metric: str) -> list[Answered]:
-    labels = closed_set(pairs)
-    return [
-        (
-            pair.base.expected[0],
-            answered_label(pair.base, labels, metric),
-            answered_label(pair.tuned, labels, metric),
-        )
-        for pair in pairs
-        if labels
-    ]
-
-
-def _labels(answered: Sequence[Answered], labels: Sequence[str]) -> list[LabelRow]:
-    by_label: dict[str, list[tuple[bool, bool]]] = {}
-    for expected, base, tuned in answered:
-        by_label.setdefault(expected, []).append((base == expected, tuned == expected))
-    order = sorted(by_label, key=lambda label: (-len(by_label[label]), labels.index(label)))
-    return [label_row(shorten(label, LONGEST_TEXT), by_label[label]) for label in order]
-
-
-def _confusions(answered: Sequence[Answered]) -> list[ConfusionRow]:
-    base = Counter((expected, said) for expected, said, _ in answered if said != expected)
-    tuned = Counter((expected, said) for expected, _, said in answered if said != expected)
-    order = sorted({*base, *tuned}, key=lambda key: (-max(base[key], tuned[key]), key))
-    return [
-        ConfusionRow(
-            expected=shorten(key[0], LONGEST_TEXT),
-            answered=shorten(key[1], LONGEST_TEXT),
-            base=base[key],
-            tuned=tuned[key],
-        )
-        for key in order
-    ]
+    return by.higher_is_better and values <= {0.0, 1.0, None}
 
 
 def _lengths(pairs: Sequence[Pair]) -> AnswerLengths:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 import zlib
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -67,6 +68,10 @@ class Document:
     filtered: dict[str, str] = field(default_factory=dict)
     """Filter → what it made of the answers, as scored."""
     choices: tuple[Choice, ...] = ()
+    choice_characters: tuple[int, ...] = ()
+    """Of each choice as the task writes it, by which acc_norm divides; empty in files of before."""
+    choice_bytes: tuple[int, ...] = ()
+    """Of it in UTF-8, by which acc_bytes divides."""
     log_likelihood: float | None = None
     """Of the expected answer, or of the whole text."""
     tokens: int | None = None
@@ -142,8 +147,9 @@ def _start(task: str) -> str:
 
 def _document(plain: dict[str, Any]) -> Document:
     plain["choices"] = tuple(Choice(**choice) for choice in plain["choices"])
-    for name in ("expected", "answers", "labels"):
-        plain[name] = tuple(plain[name])
+    for name in ("expected", "answers", "labels", "choice_characters", "choice_bytes"):
+        # Files of before lack the sizes of the choices.
+        plain[name] = tuple(plain.get(name, ()))
     return Document(**plain)
 
 
@@ -164,15 +170,48 @@ def join(base: Sequence[Document], tuned: Sequence[Document]) -> list[Pair]:
     return [Pair(base=b, tuned=t) for b, t in zip(base, tuned, strict=True)]
 
 
-def picked(document: Document) -> int | None:
-    """Place of the choice with the highest log-likelihood; None where there is none to choose."""
-    scores = [choice.log_likelihood for choice in document.choices]
+def choice_scores(document: Document, metric: str = "") -> list[float]:
+    """Of each choice what `metric` takes the highest of.
+
+    As `ConfigurableTask.process_results` of lm-eval 0.4.13 does: for acc_norm nats a character, for
+    acc_bytes nats a byte, for acc_mutual_info the nats that the question adds. For any other
+    metric, and where no log-likelihoods without the question are kept, the log-likelihood in nats.
+    """
+    choices = document.choices
+    nats = [choice.log_likelihood for choice in choices]
+    match metric.partition("@")[0]:
+        case "acc_norm":
+            sizes = document.choice_characters or tuple(len(choice.text) for choice in choices)
+        case "acc_bytes":
+            sizes = document.choice_bytes or tuple(_bytes(choice.text) for choice in choices)
+        case "acc_mutual_info":
+            alone = [choice.alone for choice in choices if choice.alone is not None]
+            return [a - b for a, b in zip(nats, alone or [0.0] * len(nats), strict=True)]
+        case _:
+            return nats
+    # An empty choice is never picked, as with numpy.
+    return [n / size if size else -math.inf for n, size in zip(nats, sizes, strict=True)]
+
+
+def score_unit(metric: str) -> str:
+    """Unit of `choice_scores`."""
+    units = {"acc_norm": "nats a character", "acc_bytes": "nats a byte"}
+    return units.get(metric.partition("@")[0], "nats")
+
+
+def _bytes(text: str) -> int:
+    return len(text.encode(errors="surrogatepass"))
+
+
+def picked(document: Document, metric: str = "") -> int | None:
+    """Place of the choice that `metric` counts, the first of equal ones; None without choices."""
+    scores = choice_scores(document, metric)
     return scores.index(max(scores)) if scores else None
 
 
-def margin(document: Document) -> float | None:
-    """By how much the picked choice is more likely than the next one, nats."""
-    scores = sorted((choice.log_likelihood for choice in document.choices), reverse=True)
+def margin(document: Document, metric: str = "") -> float | None:
+    """Score of the picked choice less that of the next one, in the metric's `score_unit`."""
+    scores = sorted(choice_scores(document, metric), reverse=True)
     return scores[0] - scores[1] if len(scores) > 1 else None
 
 
@@ -185,11 +224,11 @@ def filtered_answer(document: Document, metric: str) -> str:
 
 
 def answer(document: Document, metric: str = "") -> str:
-    """What the model answered, in words: text, picked choice, or log-likelihood.
+    """What the model answered, in words: text, choice that `metric` counts, or log-likelihood.
 
     Where a filter makes something else of a generated answer, both are given.
     """
-    place = picked(document)
+    place = picked(document, metric)
     if place is not None:
         return document.choices[place].text
     if document.answers:

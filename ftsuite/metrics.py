@@ -133,8 +133,12 @@ def _values(metric: str, function: Callable[[Any], Any], items: list[list[Any]])
         return _mean(metric, values, weights)
     if name in SUMMED:
         values = [_brier(*item) for item in flat] if name == "brier_score" else flat
-        if not all(isinstance(v, (bool, int, float)) or hasattr(v, "item") for v in values):
-            raise StageError(f"eval: {metric} gives {flat[0]!r}, which has no mean; leave it out")
+        if others := [value for value in values if not _is_number(value)]:
+            # The type alone: a value may be a row's text.
+            kind = type(others[0]).__name__
+            raise StageError(
+                f"eval: {metric} gives values of type {kind}, which have no mean; leave it out"
+            )
         return _mean(metric, [float(value) for value in values], None)
     if name in AGGREGATIONS:
         columns = _statistics(name, flat)
@@ -147,6 +151,12 @@ def _values(metric: str, function: Callable[[Any], Any], items: list[list[Any]])
     value, replicates = _own_function(function, items)
     _require_finite(metric, [value])
     return {"values": (), "aggregation": name, "value": value, "replicates": replicates}
+
+
+def _is_number(value: Any) -> bool:
+    return not isinstance(value, str) and (
+        isinstance(value, (bool, int, float)) or hasattr(value, "item")
+    )
 
 
 def _mean(metric: str, values: list[float], weights: list[float] | None) -> dict[str, Any]:
@@ -203,10 +213,17 @@ def _statistics(name: str, items: list[Any]) -> dict[str, tuple[float, ...]]:
             column: tuple(float(v) for v in values)
             for column, values in zip(columns, by_column, strict=True)
         }
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError):
         raise StageError(
-            f"eval: the aggregation {name} gets {items[0]!r}; let process_results give numbers"
-        ) from error
+            f"eval: the aggregation {name} gets values of type {_kinds(items)}; let "
+            "process_results give numbers"
+        ) from None  # the cause's message holds the value, which may be a row's text
+
+
+def _kinds(items: Sequence[Any]) -> str:
+    """Names of the types of the values, or of those in their tuples."""
+    parts = [part for item in items for part in (item if isinstance(item, tuple) else (item,))]
+    return ", ".join(dict.fromkeys(type(part).__name__ for part in parts))
 
 
 def _of_texts(name: str, items: list[Any]) -> list[Sequence[float]]:

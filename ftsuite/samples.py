@@ -92,6 +92,10 @@ def _document(item: LoadedTask, row: dict[str, Any], harness: Any) -> Document:
         if getattr(task, "multiple_input", None):
             question, choices = _several_questions(row, choices, harness)
         made["choices"] = choices
+        # lm-eval's own lengths: of the texts as the task writes them, without the delimiter.
+        written = [str(choice) for choice in task.doc_to_choice(row["doc"])]
+        made["choice_characters"] = tuple(map(len, written))
+        made["choice_bytes"] = tuple(len(text.encode(errors="surrogatepass")) for text in written)
     elif kind == documents.GENERATED:
         made["answers"] = tuple(map(str, row["resps"][0]))
     else:

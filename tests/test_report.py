@@ -174,6 +174,43 @@ def test_values_are_shown_where_they_are_not_right_or_wrong(tmp_path: Path) -> N
     assert "bits_per_byte, base → tuned" in said and "1.381\u00a0→\u00a01.372" in said
 
 
+def documents_of(folder: Path, **changes: Any) -> str:
+    """The report's section on one task, whose table has these changes."""
+    record = make_answered()
+    table = dataclasses.replace(record.documents[1], **changes)
+    return section(text_of(folder, dataclasses.replace(record, documents=(table,))), "Documents")
+
+
+def test_answers_that_are_none_of_the_labels_are_one_line(tmp_path: Path) -> None:
+    said = documents_of(tmp_path, confusions=(), another_base=5, another_tuned=3)
+    assert "Wrong answers: 5 by base and 3 by tuned, each a text that is none of the label" in said
+    assert "answered instead" not in said
+
+
+def test_a_missing_table_by_label_is_explained(tmp_path: Path) -> None:
+    changes = {"labels": (), "confusions": ()}
+    said = documents_of(tmp_path / "a", **changes, unlabelled=1)
+    assert "No table by label: 1 of 6 documents has not exactly one right answer among" in said
+    assert "`metadata.labels`" in said
+    said = documents_of(tmp_path / "b", **changes, contradicted=2)
+    assert "No table by label: of 2 documents the choice with the highest score and" in said
+    # The answers do not tell right from wrong then: their values do.
+    assert "exact_match, base → tuned" in said
+    assert "No table by label" not in documents_of(tmp_path / "c", **changes)
+
+
+def test_documents_without_a_value_are_told(tmp_path: Path) -> None:
+    assert "Of 2 documents it has no value." in documents_of(tmp_path / "a", n=8)
+    assert "no value" not in documents_of(tmp_path / "b")
+
+
+def test_fields_say_what_they_count(tmp_path: Path) -> None:
+    rows = make_answered().documents[1].labels
+    said = documents_of(tmp_path, labels=(), confusions=(), fields=rows, fields_left_out=4)
+    assert "4 rarer fields left out." in said
+    assert "A field is right where its whole value equals the expected one as JSON." in said
+
+
 def test_records_without_documents_have_no_such_section(tmp_path: Path) -> None:
     assert "## Documents" not in text_of(tmp_path, *make_sweep())
 

@@ -137,7 +137,12 @@ def _summary(task: str, pairs: list[Pair], by: Comparison | None) -> str:
         return f"{head}; none of its metrics says which of them are won or lost."
     results = [_result(pair, by) for pair in pairs]
     better, worse, same = (results.count(name) for name in ("won", "lost", "same"))
-    return f"{head}; by {by.metric} tuned won {better:,} and lost {worse:,}, {same:,} are the same."
+    without = results.count("")
+    rest = f", {without:,} have no value" if without else ""
+    return (
+        f"{head}; by {by.metric} tuned won {better:,} and lost {worse:,}, {same:,} are the same"
+        f"{rest}."
+    )
 
 
 def _rest(found: int, shown: int) -> list[str]:
@@ -170,8 +175,8 @@ def _block(pair: Pair, by: Comparison | None) -> RenderableType:
 def _cells(pair: Pair, by: Comparison | None) -> list[tuple[str, str]]:
     base, tuned, metric = pair.base, pair.tuned, by.metric if by else ""
     values = [
-        f"{name} {_value(value)} → {_value(tuned.values.get(name))}"
-        for name, value in base.values.items()
+        f"{name} {_value(base.values.get(name))} → {_value(tuned.values.get(name))}"
+        for name in {**base.values, **tuned.values}
     ]
     return [
         ("group", base.group if base.group != base.member else ""),
@@ -185,8 +190,13 @@ def _cells(pair: Pair, by: Comparison | None) -> list[tuple[str, str]]:
 
 def _answer(document: Document, metric: str) -> str:
     text = _short(documents.answer(document, metric)) or "(empty answer)"
-    ahead = documents.margin(document)
-    return text if ahead is None else f"{text} (by {ahead:.2f} nats)"
+    ahead, unit = documents.margin(document, metric), documents.score_unit(metric)
+    return text if ahead is None else f"{text} (by {_ahead(ahead)} {unit})"
+
+
+def _ahead(margin: float) -> str:
+    """Two decimals, or two digits of less: nats a character are small."""
+    return f"{margin:.2f}" if margin >= 0.1 or not margin else f"{margin:.2g}"
 
 
 def _value(value: float | None) -> str:
@@ -234,7 +244,7 @@ def _plain_pair(pair: Pair, by: Comparison | None) -> dict[str, Any]:
         plain = asdict(document)
         sides[side] = {
             "answer": documents.answer(document, metric),
-            "margin": documents.margin(document),
+            "margin": documents.margin(document, metric),
             **{name: plain[name] for name in own},
         }
     return {

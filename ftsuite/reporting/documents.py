@@ -52,11 +52,12 @@ def _task(table: DocumentTable) -> list[str]:
         _counts(table),
         _lengths(table),
         _labels(table.labels, "right answer") + _left_out(table.labels_left_out, "rarer answer"),
-        _labels(table.fields, "field"),
+        _no_labels(table),
+        _fields(table),
         _confusions(table),
-        _listed("Won", table.won_documents, table.won, table.metric),
-        _listed("Lost", table.lost_documents, table.lost, table.metric),
-        _listed("Answers", table.examples, table.n, table.metric),
+        _listed("Won", table.won_documents, table.won, table),
+        _listed("Lost", table.lost_documents, table.lost, table),
+        _listed("Answers", table.examples, table.n, table),
     ]
 
 
@@ -64,9 +65,11 @@ def _counts(table: DocumentTable) -> str:
     documents = fmt.plural(table.n, "document")
     if not table.metric:
         return f"{documents}. No metric of the task says of each whether it is won or lost."
+    without = table.n - table.won - table.lost - table.same
+    rest = f" Of {fmt.plural(without, 'document')} it has no value." if without else ""
     return (
         f"By {fmt.code(table.metric)} tuned is better than base on {table.won:,} of {documents}, "
-        f"worse on {table.lost:,}, and the same on {table.same:,}."
+        f"worse on {table.lost:,}, and the same on {table.same:,}.{rest}"
     )
 
 
@@ -95,7 +98,39 @@ def _labels(found: Sequence[LabelRow], what: str) -> str:
     return fmt.table(headers, rows)
 
 
+def _no_labels(table: DocumentTable) -> str:
+    """Why there is no table by label where a reader may expect one."""
+    if table.contradicted:
+        return (
+            f"No table by label: of {fmt.plural(table.contradicted, 'document')} the choice with "
+            f"the highest score and the value of {fmt.code(table.metric)} disagree on whether the "
+            "answer is right."
+        )
+    if table.unlabelled:
+        return (
+            f"No table by label: {table.unlabelled:,} of {fmt.plural(table.n, 'document')} "
+            f"{'has' if table.unlabelled == 1 else 'have'} not exactly one right answer among the "
+            "labels that the task's YAML lists in `metadata.labels`."
+        )
+    return ""
+
+
+def _fields(table: DocumentTable) -> str:
+    if not table.fields:
+        return ""
+    return (
+        f"{_labels(table.fields, 'field')}{_left_out(table.fields_left_out, 'rarer field')}\n\n"
+        "<sub>A field is right where its whole value equals the expected one as JSON. Fields that "
+        "an answer adds are not in this table.</sub>"
+    )
+
+
 def _confusions(table: DocumentTable) -> str:
+    if not table.confusions and (table.another_base or table.another_tuned):
+        return (
+            f"Wrong answers: {table.another_base:,} by base and {table.another_tuned:,} by tuned, "
+            "each a text that is none of the labels."
+        )
     if not table.confusions:
         return ""
     rows = [
@@ -107,7 +142,7 @@ def _confusions(table: DocumentTable) -> str:
     return f"Wrong answers, the most frequent first:\n\n{fmt.table(headers, rows)}{left_out}"
 
 
-def _listed(title: str, rows: Sequence[DocumentRow], total: int, metric: str) -> str:
+def _listed(title: str, rows: Sequence[DocumentRow], total: int, table: DocumentTable) -> str:
     if not rows:
         return ""
     said = f"**{title}**, {fmt.plural(total, 'document')}"
@@ -115,11 +150,12 @@ def _listed(title: str, rows: Sequence[DocumentRow], total: int, metric: str) ->
         which = f"{len(rows):,} of them" if title == "Answers" else "those with the largest change"
         said += f"; {which} (of equal ones the document's hash decides)"
     values = {value for row in rows for value in (row.base_value, row.tuned_value)}
-    shows_values = not values <= {None, 0.0, 1.0}
+    # Right and wrong are seen in the answers, unless they contradict the metric.
+    shows_values = bool(table.contradicted) or not values <= {None, 0.0, 1.0}
     # A member's name is its documents' group, and stands before their number.
     grouped = any(row.group and row.group != row.member for row in rows)
     headers = ["document", *(["group"] if grouped else []), "question", "expected", "base", "tuned"]
-    headers += [f"{fmt.escape(metric)}, base → tuned"] if shows_values else []
+    headers += [f"{fmt.escape(table.metric)}, base → tuned"] if shows_values else []
     lines = []
     for row in rows:
         texts = [_text(text) for text in (row.question, row.expected, row.base, row.tuned)]

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 WRONG_TURNS = "turns do not alternate user and assistant"
 EMPTY = "an answer, or the text, is empty or white space"
+NO_QUESTION = "a question is empty or white space"
 """Reasons for dropping a row."""
 LONGEST_GROUP = 200
 """Most characters of a value of `data.group`, which stands in every record and table as it is."""
@@ -184,6 +185,8 @@ def _unusable(messages: Conversation) -> str | None:
     spoken = ("assistant", shapes.TEXT_ROLE)
     if any(m["role"] in spoken and not m["content"].strip() for m in messages):
         return EMPTY
+    if any(m["role"] == "user" and not m["content"].strip() for m in messages):
+        return NO_QUESTION
     return None
 
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ftsuite.shapes import Conversation
     from ftsuite.splits import Conversations, SplitName
 
-VERSION = 1
+VERSION = 2
 STAGE = "heldout"
 HELD_OUT: tuple[SplitName, ...] = ("validation", "test")
 NOT_READ = (

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ftsuite.devices import Compute
     from ftsuite.models import Base
 
-DATA_VERSION = 2
+DATA_VERSION = 3
 ORIGIN = ("name", "id", "revision", "source", "embedded", "dtype")
 """Fields of the model that the resolved identity and dtype stand for."""
 MERGE_FIELDS = ("shard_bytes", "fidelity_items", "fidelity_tolerance")

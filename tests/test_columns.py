@@ -119,8 +119,8 @@ def test_a_column_that_is_set_goes_first():
         ["Question", "Best Answer"],
     )
     # As it is written, in no other letters.
-    assert "no known shape" in fails(["Text", "x"], text="TEXT")
-    assert "data.columns.text is set" in fails(["prompt", "completion"], text="body")
+    assert "data.columns.text = 'TEXT': no such column" in fails(["Text", "x"], text="TEXT")
+    assert "there are 'prompt'" in fails(["prompt", "completion"], text="body")
     assert "looks like an answer" in fails(["body", "label"], text="body")
 
 

@@ -277,3 +277,12 @@ def test_real_files():
     found = read(SHARED / "dolly_3k/dolly_3k.json")
     assert found.layout.shape == Shape.dolly
     assert found.notes == ("columns not used: 'category'",)
+
+
+def test_rows_without_a_question_are_dropped_and_counted(tmp_path):
+    rows = [{"text": f"question {n}" if n % 4 else " ", "label": "ab"[n % 2]} for n in range(40)]
+    path = write_jsonl(tmp_path / "rows.jsonl", rows)
+    dropped = Counter()
+    found = conversations.read(DataConfig(train=str(path), validation=None), dropped, None, None)
+    assert len(found.pools["train"]) == 30
+    assert dropped == {conversations.NO_QUESTION: 10}

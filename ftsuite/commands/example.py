@@ -31,6 +31,26 @@ GOODS = {
 COLOURS = ("red", "blue", "green", "grey", "yellow", "black")
 CARRIERS = ("Brightway", "Northpost", "Quickbox", "Harbour Mail")
 CAUSES = ("a storm", "a full depot", "a broken van", "a public holiday", "a wrong address")
+OPENINGS = (
+    "Your order {number} of {count} {colour} {goods}s is {days} days late.",
+    "The {count} {colour} {goods}s of your order {number} will reach you {days} days late.",
+    "We write about order {number}: your {colour} {goods}s are {days} days behind.",
+    "Order {number} is late by {days} days, and you should hear why.",
+)
+REMARKS = (
+    "The reason is {cause}.",
+    "{carrier} had to wait because of {cause}.",
+    "They are on their way to {town} now.",
+    "{carrier} will bring them to {town} as soon as it can.",
+    "All {count} {goods}s come in one parcel.",
+    "You need not do anything.",
+)
+CLOSINGS = (
+    "We are sorry for the wait.",
+    "Please accept our apology.",
+    "Thank you for your patience.",
+    "If you no longer need them, tell us and we refund the whole price.",
+)
 TOWNS = ("Aldmere", "Bexford", "Corrin", "Dunvale", "Eastholm", "Fernby")
 
 
@@ -79,16 +99,12 @@ def text(seeded: random.Random) -> list[dict[str, Any]]:
     for order in _orders(seeded):
         facts = f"Order {order['number']}: {order['count']} {order['colour']} {order['goods']}s, "
         facts += f"{order['days']} days late because of {order['cause']}, "
-        answer = (
-            f"Your order {order['number']} of {order['count']} {order['colour']} {order['goods']}s "
-            f"is {order['days']} days late because of {order['cause']}. {order['carrier']} will "
-            f"bring it to {order['town']} as soon as possible. We are sorry for the wait."
-        )
+        sentences = [seeded.choice(OPENINGS), *seeded.sample(REMARKS, 2), seeded.choice(CLOSINGS)]
         rows.append(
             {
                 "instruction": "Write the message to the customer.",
                 "input": f"{facts}carrier {order['carrier']}, to {order['town']}.",
-                "output": answer,
+                "output": " ".join(sentences).format(**order),
             }
         )
     return rows

@@ -102,8 +102,9 @@ def _before_a_run(commands: Commands) -> None:
         parents=[_store_option(), _config_option()],
         help="show rendered training rows and their trained tokens",
     )
-    example = commands.add_parser("example", help="write a small data file to try the suite on")
-    example.set_defaults(store=None)
+    example = commands.add_parser(
+        "example", parents=[_store_option()], help="write a small data file to try the suite on"
+    )
     example.add_argument("kind", choices=EXAMPLES, help="what the answers are")
     example.add_argument("file", metavar="FILE", help="where to; .csv or .jsonl")
     example.add_argument(

@@ -509,7 +509,7 @@ def test_few_rows_are_refused_with_the_remedy(tmp_path, count):
 
 def test_a_constant_question_is_said(tmp_path):
     draw = random.Random(0)
-    answers = ["".join(draw.choices("abcdefgh ", k=60)) for _ in range(20)]
+    answers = ["".join(draw.choices("abcdefgh ", k=60)).strip() for _ in range(20)]
     rows = [conversation("Write a message.", answer) for answer in answers]
     summary = prepare(tmp_path, [*rows, rows[0]])
     assert summary.notes == (
@@ -648,7 +648,7 @@ def test_the_cut_without_tokenising_is_that_of_the_stage(tmp_path):
 
 
 def test_many_rows_cut_short_are_said(tmp_path):
-    rows = [*questions(18), *[conversation(f"{n}", "word " * 100) for n in range(2)]]
+    rows = [*questions(18), *[conversation(f"{n}", "word " * 99 + "word") for n in range(2)]]
     summary = prepare(tmp_path, rows, max_length=64, validation_fraction=0)
     assert summary.notes == (
         "2 of 20 train rows were cut to data.max_length: their answers have no end",

@@ -190,7 +190,7 @@ def test_an_answer_beside_a_text_is_not_dropped_without_a_word(answer):
 def test_a_column_that_is_set_and_not_read_is_refused():
     columns = ColumnsConfig(text="body")
     with pytest.raises(
-        DataError, match=r"data\.columns\.text is set, but data\.shape=prompt_compl"
+        DataError, match=r"data\.columns\.text = 'body': no such column; there are 'prompt'"
     ):
         layout_of(["prompt", "completion"], columns=columns)
     assert columns_module.unused_column(Shape.text, columns) == ""

@@ -131,7 +131,7 @@ def write_synthetic(folder: Path, cells: int) -> None:
 
 def load_and_render(study: Path, out: Path) -> tuple[float, float, int]:
     """Return seconds to load and to render, and this process's peak memory in bytes."""
-    from ftsuite.report import load_study, render
+    from ftsuite.reporting.report import load_study, render
 
     start = time.perf_counter()
     manifest, runs = load_study(study)

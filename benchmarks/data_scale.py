@@ -20,9 +20,11 @@ from typing import Any
 
 from bench import ROOT, figure, machine, table
 
-from ftsuite import data, jsonfile, models, templates
+from ftsuite import jsonfile
 from ftsuite.choices import Loss
 from ftsuite.config import DataConfig, ModelConfig, PackingConfig, TemplateConfig
+from ftsuite.data import prepare as data
+from ftsuite.models import loading, sources, templates
 
 TEXT = (
     "the quick brown fox jumps over a lazy dog while sailors sing on deck and answer every "
@@ -51,7 +53,7 @@ def generate(path: Path, rows: int) -> None:
 def once(train: Path, processes: int, store: Path) -> None:
     """Prepare the rows in this process and its workers, and print what it took as JSON."""
     config = ModelConfig(embedded=EMBEDDED)
-    tokenizer = models.load_tokenizer(models.resolve(config, store).folder, config)
+    tokenizer = loading.load_tokenizer(sources.resolve(config, store).folder, config)
     templates.install(tokenizer, TemplateConfig())
     with tempfile.TemporaryDirectory() as folder:
         wall, cpu = time.perf_counter(), time.process_time()

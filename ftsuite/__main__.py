@@ -26,9 +26,9 @@ def run_cell(config: DictConfig) -> str | Exception:
 
     from hydra.core.hydra_config import HydraConfig
 
-    from ftsuite.compose import chosen_sweep, from_hydra
     from ftsuite.run import run
-    from ftsuite.study import cell_of
+    from ftsuite.studies.compose import chosen_sweep, from_hydra
+    from ftsuite.studies.study import cell_of
 
     try:
         hydra = HydraConfig.get()
@@ -44,9 +44,9 @@ def main(arguments: list[str] | None = None) -> int:
     if arguments in (["--help"], ["-h"]):
         print(_help())
         return 0
-    from ftsuite import explain
     from ftsuite.__main__ import run_cell as importable
     from ftsuite.secrets import redacted_output, refuse_arguments
+    from ftsuite.studies import explain
 
     wants_traceback = os.environ.get("FTSUITE_TRACEBACK") == "1"
     try:
@@ -54,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
         with redacted_output():
             overrides = _answered_by_hydra(arguments)
         if overrides is not None:
-            from ftsuite import sweeper
+            from ftsuite.studies import sweeper
 
             sweeper.run(sweeper.compose(overrides), importable)
     except FtsuiteError as error:
@@ -111,7 +111,7 @@ def _answered_by_hydra(arguments: list[str]) -> list[str] | None:
     if (flags.package or flags.resolve) and not flags.cfg:
         raise FtsuiteError("--package and --resolve go with --cfg, as in --cfg job --package lora")
     if flags.config_dir:
-        from ftsuite.compose import search_in
+        from ftsuite.studies.compose import search_in
 
         flags.overrides = [*search_in(flags.config_dir), *flags.overrides]
     if told:
@@ -147,7 +147,7 @@ def _answer(flags: Namespace) -> None:
     """Do what `hydra.main` does with these flags, without its traceback and hints."""
     from hydra._internal.utils import get_args_parser
 
-    from ftsuite import compose, explain
+    from ftsuite.studies import compose, explain
 
     flags.overrides = compose.cross_sweeps(flags.overrides)
     hydra, _ = compose.new_hydra()

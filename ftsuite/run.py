@@ -10,27 +10,19 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ftsuite import (
-    devices,
-    documents,
-    fitting,
-    heldout,
-    jsonfile,
-    models,
-    progress,
-    steps,
-    systems,
-    train,
-)
-from ftsuite.compare import apply_gates, compare_scores
+from ftsuite import devices, jsonfile, progress
+from ftsuite.analysis.compare import apply_gates, compare_scores
+from ftsuite.analysis.doctables import document_tables, group_tables
 from ftsuite.config import to_plain
-from ftsuite.doctables import document_tables, group_tables
 from ftsuite.errors import FtsuiteError, StoreError, one_line, redact
+from ftsuite.models import sources
 from ftsuite.provenance import now, provenance
 from ftsuite.records import Failure, RunRecord, StageRecord
+from ftsuite.scoring import documents, fitting, heldout, systems
 from ftsuite.stages import chain
-from ftsuite.store import Entry, StageSpec, checked_file, lookup, run_stage
-from ftsuite.study import Cell, claimed, record_path
+from ftsuite.store.entries import Entry, StageSpec, checked_file, lookup, run_stage
+from ftsuite.studies.study import Cell, claimed, record_path
+from ftsuite.training import steps, train
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -115,7 +107,9 @@ def _recipe(
     if config.backend.threads is not None:
         os.environ["OMP_NUM_THREADS"] = str(config.backend.threads)
     progress.quiet_libraries()
-    base = models.resolve(config.model, root, on_event=lambda text: progress.note(cell.place, text))
+    base = sources.resolve(
+        config.model, root, on_event=lambda text: progress.note(cell.place, text)
+    )
     stages = chain(config, compute, base, root, cell.place)
     if lookup(root, stages.train) is None:
         train.check(config, base.folder)

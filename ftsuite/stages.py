@@ -10,19 +10,22 @@ import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ftsuite import data as data_module
-from ftsuite import evaluate, merge, models, probe, probefiles, provenance, tasks, train
+from ftsuite import provenance
 from ftsuite.config import identity
+from ftsuite.data import prepare as data_module
 from ftsuite.errors import StoreError
+from ftsuite.models import loading, sources
 from ftsuite.records import DataSummary, MergeSummary, ProbeReport, Scores, TrainSummary
-from ftsuite.store import StageSpec, lookup, verify
+from ftsuite.scoring import evaluate, probe, probefiles, tasks
+from ftsuite.store.entries import StageSpec, lookup, verify
+from ftsuite.training import merge, train
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from ftsuite.config import RunConfig
     from ftsuite.devices import Compute
-    from ftsuite.models import Base
+    from ftsuite.models.sources import Base
 
 DATA_VERSION = 3
 ORIGIN = ("name", "id", "revision", "source", "embedded", "dtype")
@@ -75,7 +78,7 @@ def chain(config: RunConfig, compute: Compute, base: Base, root: Path, cell: str
     if base.identity.source == "hub":
         origin["id"] = base.identity.id
     elif base.identity.source == "wheel":
-        origin["converter"] = str(models.CONVERT_VERSION)
+        origin["converter"] = str(sources.CONVERT_VERSION)
     model = {"base": origin, **identity(config.model, without=ORIGIN)}
     model["template"] = identity(config.template, without=("name",))
     place = dataclasses.asdict(compute)
@@ -94,7 +97,7 @@ def chain(config: RunConfig, compute: Compute, base: Base, root: Path, cell: str
         },
         record=TrainSummary,
         compute=lambda folder: train.train(
-            config, compute, models.checked(base), _checked(root, data), folder, cell
+            config, compute, sources.checked(base), _checked(root, data), folder, cell
         ),
         resumable=True,
     )
@@ -111,7 +114,7 @@ def chain(config: RunConfig, compute: Compute, base: Base, root: Path, cell: str
         compute=lambda folder: merge.merge(
             config,
             compute,
-            models.checked(base),
+            sources.checked(base),
             _checked(root, data),
             _checked(root, trained) / "adapter",
             folder,
@@ -133,9 +136,9 @@ def _data(
     config: RunConfig, base: Base, model: dict[str, Any], cell: str
 ) -> StageSpec[DataSummary]:
     def compute(folder: Path) -> DataSummary:
-        from ftsuite import models, templates
+        from ftsuite.models import sources, templates
 
-        tokenizer = models.load_tokenizer(models.checked(base), config.model)
+        tokenizer = loading.load_tokenizer(sources.checked(base), config.model)
         templates.install(tokenizer, config.template)
         return data_module.prepare(
             config.data,
@@ -191,7 +194,7 @@ def _scores(
         compute=lambda folder: evaluate.evaluate(
             config,
             compute,
-            models.checked(base) if merged is None else _checked(root, merged),
+            sources.checked(base) if merged is None else _checked(root, merged),
             root,
             cell,
             "eval base" if merged is None else "eval tuned",
@@ -225,7 +228,7 @@ def _probes(
         compute=lambda _: probe.probe(
             config,
             compute,
-            models.checked(base) if merged is None else _checked(root, merged),
+            sources.checked(base) if merged is None else _checked(root, merged),
             cell,
             "probe base" if merged is None else "probe tuned",
         ),

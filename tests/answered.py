@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from synthetic import CONDITIONS, make_config, make_record
 
-from ftsuite import documents, store
-from ftsuite.aggregation import AGGREGATIONS, tables
-from ftsuite.compare import compare_scores
+from ftsuite.analysis.compare import compare_scores
+from ftsuite.analysis.doctables import document_tables, group_tables
 from ftsuite.config import EvalsConfig
-from ftsuite.doctables import document_tables, group_tables
-from ftsuite.documents import Choice, Document
 from ftsuite.records import MetricScores, Scores, StageRecord
+from ftsuite.scoring import documents
+from ftsuite.scoring.aggregation import AGGREGATIONS, tables
+from ftsuite.scoring.documents import Choice, Document
+from ftsuite.store import entries as store
 
 if TYPE_CHECKING:
     from pathlib import Path

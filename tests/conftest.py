@@ -20,7 +20,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import pytest
 from tiny import save_tiny_model, write_jsonl
 
-from ftsuite import jsonfile, resources, study
+from ftsuite import jsonfile, resources
 from ftsuite.__main__ import main
 from ftsuite.choices import Device, Shape
 from ftsuite.config import (
@@ -35,7 +35,8 @@ from ftsuite.config import (
     TrainConfig,
 )
 from ftsuite.devices import Compute
-from ftsuite.tasks import TaskFacts, index, yaml_files
+from ftsuite.scoring.tasks import TaskFacts, index, yaml_files
+from ftsuite.studies import study
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ftsuite import config as cfg
-from ftsuite.compare import apply_gates, compare_scores
+from ftsuite.analysis.compare import apply_gates, compare_scores
 from ftsuite.jsonfile import write
 from ftsuite.records import (
     CellEntry,

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from ftsuite import answers
 from ftsuite.choices import Answers
 from ftsuite.config import DataConfig
 from ftsuite.errors import ConfigError, DataError
+from ftsuite.scoring import answers
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="shared/data is not here")

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING
 import pytest
 from conftest import Command, environment
 
-from ftsuite import finish, jsonfile, study
+from ftsuite import jsonfile
 from ftsuite.records import RunRecord
+from ftsuite.studies import finish, study
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -122,7 +123,7 @@ def test_the_end_waits_for_a_cell_that_another_process_runs(
     )
     assert other.stdout is not None and other.stdout.readline() == "running\n"
     assert study.read_run(path).status == "running"
-    from ftsuite import sweeper
+    from ftsuite.studies import sweeper
 
     monkeypatch.setenv("FTSUITE_STORE", str(command.store))
     config = sweeper.compose(command.arguments("lora.r=2,4")).configs[0]

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from tiny import conversation, save_tiny_model, write_jsonl
 
-from ftsuite import study
 from ftsuite.__main__ import main
+from ftsuite.studies import study
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -528,7 +528,7 @@ def test_a_disk_that_fills_up_while_a_result_is_written(
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         real(handle)
 
-    monkeypatch.setattr("ftsuite.store.os.fsync", full)
+    monkeypatch.setattr("ftsuite.store.entries.os.fsync", full)
     message = suite.failed(stage="data")
     assert message.startswith(f"no space left on the disk of {suite.store}; free some")
 

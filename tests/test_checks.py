@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from ftsuite import checks
 from ftsuite.errors import DataError
+from ftsuite.scoring import checks
 
 PIRATE = {"kind": "words", "any_of": ["arr", "yo ho", "ye", "it's"], "min_count": 1}
 

@@ -17,21 +17,23 @@ from answered import make_answered, store_answers
 from synthetic import make_failed, make_record, make_study, make_sweep, write_study
 from tiny import tiny_tokenizer
 
-from ftsuite import cli, devices, embedded, models, stages, sweeper
+from ftsuite import cli, devices, stages
 from ftsuite.choices import Source
 from ftsuite.commands import estimate, machine, network, score_estimate
 from ftsuite.commands.cached import cached_base
 from ftsuite.commands.show import changed_settings
 from ftsuite.config import EvalsConfig, ModelConfig, RunConfig, to_plain
 from ftsuite.errors import BackendUnavailable, FtsuiteError, StoreError
+from ftsuite.models import embedded, sources
 from ftsuite.records import DataSummary, MergeSummary, Scores, SplitSummary, TrainSummary
-from ftsuite.store import run_stage
+from ftsuite.store.entries import run_stage
+from ftsuite.studies import sweeper
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from ftsuite.records import RunRecord
-    from ftsuite.store import StageSpec
+    from ftsuite.store.entries import StageSpec
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DOCUMENTATION = (REPOSITORY / "docs" / "commands.md").read_text(encoding="utf-8")
@@ -589,7 +591,7 @@ def test_compare_refuses(ask: Any, store: Path) -> None:
 
 
 def test_report_of_a_study_and_of_a_folder(ask: Any, store: Path, tmp_path: Path) -> None:
-    with mock.patch("ftsuite.report.plots.draw", return_value={}):
+    with mock.patch("ftsuite.reporting.report.plots.draw", return_value={}):
         code, said, _ = ask("report", "lora_rank")
         assert code == 0
         assert said == "reports/lora_rank/README.md\n"
@@ -862,9 +864,9 @@ def test_fetch(ask: Any, tmp_path: Path) -> None:
 
     def resolve(config: ModelConfig, root: Path, *, on_event: Callable[[str], None]) -> Any:
         on_event(f"fetching for {config.name}")
-        return models.Base(identity=identity, folder=root / "model" / "k")
+        return sources.Base(identity=identity, folder=root / "model" / "k")
 
-    with mock.patch("ftsuite.models.resolve", resolve):
+    with mock.patch("ftsuite.models.sources.resolve", resolve):
         code, said, _ = ask("fetch", root=tmp_path / "s")
         assert code == 0
         assert "fetching for smollm2_135m\n" in said

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from ftsuite import columnnames
 from ftsuite.choices import Shape
-from ftsuite.columns import find_layout, with_row
 from ftsuite.config import ColumnsConfig
+from ftsuite.data import columnnames
+from ftsuite.data.columns import find_layout, with_row
 from ftsuite.errors import DataError
 
 

@@ -24,10 +24,10 @@ from synthetic import (
     make_sweep,
 )
 
-from ftsuite.compare import (
+from ftsuite.analysis.compare import (
     CONDITIONS as CONDITION_WORDS,
 )
-from ftsuite.compare import (
+from ftsuite.analysis.compare import (
     apply_gates,
     compare_scores,
     corpus_value,
@@ -36,9 +36,9 @@ from ftsuite.compare import (
     value_interval,
     worsening,
 )
+from ftsuite.analysis.ranking import adjusted_p_values, cost, ranking
 from ftsuite.config import GatesConfig
 from ftsuite.errors import ComparisonError
-from ftsuite.ranking import adjusted_p_values, cost, ranking
 from ftsuite.records import Comparison, Conditions, MetricScores, RunRecord, Scores
 
 OTHER: dict[str, Any] = {"batch_size": 16}

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 import pytest
 import yaml
 
-from ftsuite import sweeper
 from ftsuite.__main__ import main
 from ftsuite.choices import Packing
-from ftsuite.compose import cross_sweeps
 from ftsuite.errors import FtsuiteError
 from ftsuite.resources import conf_dir
-from ftsuite.study import run_id
+from ftsuite.studies import sweeper
+from ftsuite.studies.compose import cross_sweeps
+from ftsuite.studies.study import run_id
 
 if TYPE_CHECKING:
     from collections.abc import Callable

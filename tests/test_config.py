@@ -15,14 +15,15 @@ import pytest
 from tiny import conversation, write_jsonl
 
 from ftsuite import config as schema
-from ftsuite import stages, study
+from ftsuite import stages
 from ftsuite.choices import Source
 from ftsuite.config import ModelConfig, RunConfig
 from ftsuite.devices import Compute
 from ftsuite.errors import ConfigError
-from ftsuite.models import Base
+from ftsuite.models.sources import Base
 from ftsuite.records import ModelIdentity
-from ftsuite.validate import validate
+from ftsuite.studies import study
+from ftsuite.studies.validate import validate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -196,7 +197,7 @@ def stage_keys(config: RunConfig, folder: Path) -> list[str]:
 
 
 def test_a_source_is_known_by_its_content_and_not_by_its_path(tmp_path: Path) -> None:
-    from ftsuite.data import source_sha256
+    from ftsuite.data.prepare import source_sha256
 
     one = write_jsonl(tmp_path / "one.jsonl", [conversation("question", "answer")])
     two = write_jsonl(tmp_path / "two.jsonl", [conversation("question", "answer")])

@@ -11,9 +11,9 @@ import pandas
 import pytest
 from tiny import conversation, write_jsonl
 
-from ftsuite import conversations, datafiles
 from ftsuite.choices import Shape
 from ftsuite.config import ColumnsConfig, DataConfig
+from ftsuite.data import conversations, datafiles
 from ftsuite.errors import ConfigError, DataError
 
 SHARED = Path(__file__).parents[1] / "../shared/data"

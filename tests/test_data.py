@@ -13,11 +13,13 @@ from pathlib import Path
 import pytest
 from tiny import conversation, tiny_tokenizer, write_jsonl
 
-from ftsuite import data, spool, templates, tokenise
 from ftsuite.choices import Loss, Packing, Shape
 from ftsuite.config import ColumnsConfig, DataConfig, PackingConfig, TemplateConfig
+from ftsuite.data import prepare as data
+from ftsuite.data import spool, tokenise
+from ftsuite.data.packing import Sequence, trained_tokens
 from ftsuite.errors import DataError, StageError
-from ftsuite.packing import Sequence, trained_tokens
+from ftsuite.models import templates
 
 ROOT = Path(__file__).parents[1]
 DOLLY = ROOT / "../shared/data/dolly_3k/dolly_3k.json"

@@ -7,8 +7,8 @@ import csv
 import pandas
 import pytest
 
-from ftsuite import readers, textfile
 from ftsuite.config import ColumnsConfig, DataConfig
+from ftsuite.data import readers, textfile
 from ftsuite.errors import DataError
 
 ROWS = [

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ftsuite import devices, models, stages
+from ftsuite import devices, stages
 from ftsuite.choices import Device, Dtype
 from ftsuite.config import BackendConfig, ModelConfig
 from ftsuite.errors import BackendUnavailable
+from ftsuite.models import sources
 
 if TYPE_CHECKING:
     from ftsuite.config import RunConfig
@@ -154,7 +155,7 @@ def test_the_driver_names_the_gpu_or_says_that_it_does_not(
 
 def test_another_gpu_is_another_result_from_training_on(tiny_config: RunConfig) -> None:
     root = Path(tiny_config.store.root)
-    base = models.resolve(tiny_config.model, root)
+    base = sources.resolve(tiny_config.model, root)
     keys = []
     for name in ("NVIDIA A100", "NVIDIA H100"):
         compute = devices.Compute(device="cuda", dtype="bfloat16", device_name=name)

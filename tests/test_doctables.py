@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 import pytest
 from answered import EVALS, make_answered, make_documents, make_scores
 
-from ftsuite import documents, jsonfile
-from ftsuite.compare import compare_scores, corpus_value
-from ftsuite.doclabels import OTHER_TEXT, answered_label
+from ftsuite import jsonfile
+from ftsuite.analysis.compare import compare_scores, corpus_value
+from ftsuite.analysis.doclabels import OTHER_TEXT, answered_label
+from ftsuite.analysis.doctables import MOST_CONFUSIONS, MOST_ROWS, document_tables, group_tables
 from ftsuite.docrecords import LONGEST_TEXT, ConfusionRow, DocumentTable, LabelRow
-from ftsuite.doctables import MOST_CONFUSIONS, MOST_ROWS, document_tables, group_tables
 from ftsuite.errors import ComparisonError
 from ftsuite.records import RunRecord
+from ftsuite.scoring import documents
 
 if TYPE_CHECKING:
     from pathlib import Path

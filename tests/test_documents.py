@@ -15,14 +15,17 @@ from conftest import CPU
 from test_evaluate import config_of, wheel_of_two_subjects
 from tiny import save_tiny_model, write_jsonl
 
-from ftsuite import documents, embedded, evaluate, models, stages, store, tasks, templates, turns
+from ftsuite import stages
 from ftsuite.choices import EvalData, Source
 from ftsuite.config import ModelConfig
-from ftsuite.documents import Choice, Document
 from ftsuite.errors import BackendUnavailable, ComparisonError, DataError, StageError, StoreError
-from ftsuite.metrics import _values
+from ftsuite.models import embedded, loading, sources, templates, turns
 from ftsuite.resources import evals_dir
-from ftsuite.tasks import index
+from ftsuite.scoring import documents, evaluate, tasks
+from ftsuite.scoring.documents import Choice, Document
+from ftsuite.scoring.metrics import _values
+from ftsuite.scoring.tasks import index
+from ftsuite.store import entries as store
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -241,7 +244,7 @@ def test_choices_answers_and_whole_texts_are_those_of_lm_eval(
         assert document.filtered == {"none": row["filtered_resps"][0]}
         assert document.answers[0]
     prose = [json.loads(line) for line in (evals_dir() / "prose/prose.jsonl").open()]
-    tokenizer = models.load_tokenizer(tiny_model, config_of(tiny_model).model)
+    tokenizer = loading.load_tokenizer(tiny_model, config_of(tiny_model).model)
     for document in found["prose_bpb"]:
         text = prose[document.number]["text"]
         assert document.question == text and document.expected == ()
@@ -306,7 +309,7 @@ def test_answer_tokens_are_counted_as_they_are_scored(tmp_path: Path, own_evals:
     config = config_of(model, tasks=["answer_bits"], limit=None)
     scores, found = score(config, tmp_path / "out")
     (metric,) = scores.metrics
-    tokenizer = models.load_tokenizer(model, config.model)
+    tokenizer = loading.load_tokenizer(model, config.model)
     templates.install(tokenizer, config.template)
     expected = []
     for row in rows:
@@ -458,7 +461,7 @@ def test_a_group_that_no_document_has_is_refused_before_a_model_is_asked(
     def load(*_: Any, **__: Any) -> None:
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr(models, "load_model", load)
+    monkeypatch.setattr(loading, "load_model", load)
     with pytest.raises(
         DataError, match=r"by_tier: metadata: group: document . has no field 'team'"
     ):
@@ -490,7 +493,7 @@ def test_groups_of_a_group_are_its_members(
 
 def test_the_store_keeps_the_file_and_its_digest(tiny_config: RunConfig, tmp_path: Path) -> None:
     root = tmp_path / "store"
-    base = models.resolve(tiny_config.model, root)
+    base = sources.resolve(tiny_config.model, root)
     chain = stages.chain(tiny_config, CPU, base, root, "cell")
     assert chain.base_scores is not None
     entry = store.run_stage(root, chain.base_scores)
@@ -517,7 +520,7 @@ def test_real_model_on_own_tasks_a_standard_task_and_subjects(
 ) -> None:
     settings = ModelConfig(source=Source.embedded, embedded="smollm2-135m-instruct")
     try:
-        base = models.resolve(settings, session_store)
+        base = sources.resolve(settings, session_store)
         embedded.standard_data(session_store)
     except BackendUnavailable as error:
         pytest.skip(str(error))

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ftsuite import duplicates, minhash
+from ftsuite.data import duplicates, minhash
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT / "../shared/data"

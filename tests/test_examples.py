@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ftsuite.compare import find_comparison, find_metric
-from ftsuite.report import load_study, render
+from ftsuite.analysis.compare import find_comparison, find_metric
 from ftsuite.reporting import formats as fmt
 from ftsuite.reporting.probes import find, passed
+from ftsuite.reporting.report import load_study, render
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

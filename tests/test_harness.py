@@ -9,11 +9,12 @@ import yaml
 from lm_eval.api.instance import Instance
 from tiny import tiny_llama, tiny_tokenizer
 
-from ftsuite import models, probe, templates, turns
 from ftsuite.config import ProbesConfig, TemplateConfig
 from ftsuite.errors import DataError
-from ftsuite.harness import build_harness
+from ftsuite.models import loading, templates, turns
 from ftsuite.resources import conf_dir
+from ftsuite.scoring import probe
+from ftsuite.scoring.harness import build_harness
 
 QUESTIONS = {"Where is the fox?": "on the deck", "What is the capital?": "Paris"}
 
@@ -68,7 +69,7 @@ def test_a_perfect_model_is_scored_as_perfect(family: Any, name: str) -> None:
     tokenizer = tiny_tokenizer(family)
     templates.install(tokenizer, shipped(name))
     model = learned(tokenizer)
-    models.plain_generation(model, turns.end_tokens(model, tokenizer), tokenizer.pad_token_id)
+    loading.plain_generation(model, turns.end_tokens(model, tokenizer), tokenizer.pad_token_id)
     harness = build_harness(model, tokenizer, 2, "cell", "eval tuned")
     requests = [asked(harness, question, until=["\n"], max_gen_toks=40) for question in QUESTIONS]
     assert harness.generate_until(requests) == list(QUESTIONS.values())

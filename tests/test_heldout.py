@@ -14,12 +14,13 @@ from conftest import CPU
 from test_lm_eval_agreement import TEMPLATE
 from tiny import save_tiny_model, tiny_tokenizer
 
-from ftsuite import evaluate, heldout, suite, sweeper, tasks
+from ftsuite.analysis.compare import corpus_value, find_metric
 from ftsuite.choices import Answers
 from ftsuite.commands import example
-from ftsuite.compare import corpus_value, find_metric
 from ftsuite.config import DataConfig, EvalsConfig, ModelConfig, RunConfig, StoreConfig
 from ftsuite.errors import ConfigError, FtsuiteError
+from ftsuite.scoring import evaluate, heldout, tasks
+from ftsuite.studies import suite, sweeper
 
 LABELS = ("anchor", "rope", "lantern", "compass")
 
@@ -122,7 +123,7 @@ def test_every_kind_of_data_is_scored_and_ranked(
 
 
 def test_documents_are_the_rows_that_training_does_not_see(tmp_path: Path) -> None:
-    from ftsuite import data as data_module
+    from ftsuite.data import prepare as data_module
 
     path = write_csv(tmp_path / "ship.csv", sailors())
     config = resolved(path, tmp_path / "store")
@@ -410,7 +411,7 @@ def test_answers_that_could_not_be_finished_are_refused(model: Path, tmp_path: P
 
 
 def test_kinds_are_all_written() -> None:
-    from ftsuite import heldout_tasks
+    from ftsuite.scoring import heldout_tasks
 
     for kind in Answers:
         if kind is not Answers.auto:

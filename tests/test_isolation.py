@@ -9,11 +9,13 @@ import pytest
 from conftest import CPU, make_config, shape_columns
 from tiny import tiny_tokenizer
 
-from ftsuite import isolation, models, stages
+from ftsuite import stages
 from ftsuite.choices import Packing
+from ftsuite.data.packing import Sequence, collate, pack, single
 from ftsuite.errors import StageError
-from ftsuite.packing import Sequence, collate, pack, single
-from ftsuite.store import run_stage
+from ftsuite.models import sources
+from ftsuite.store.entries import run_stage
+from ftsuite.training import isolation
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -251,7 +253,7 @@ def trained(model: Path, rows: Path, root: Path, packing: Packing, batch: int) -
     config.train.micro_batch_size = batch
     config.train.max_steps = 1
     config.data.train_limit = 14
-    chain = stages.chain(config, CPU, models.resolve(config.model, root), root, "cell")
+    chain = stages.chain(config, CPU, sources.resolve(config.model, root), root, "cell")
     run_stage(root, chain.data)
     return run_stage(root, chain.train).record
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from ftsuite import jsonfields
-from ftsuite.documents import Document, Pair
+from ftsuite.analysis import jsonfields
+from ftsuite.scoring.documents import Document, Pair
 
 
 def document(expected: Any, answer: str) -> Document:

@@ -11,10 +11,11 @@ import yaml
 from conftest import CPU, FACTS
 from tiny import save_tiny_model, tiny_tokenizer, write_jsonl
 
-from ftsuite import evaluate, jsonfile, tasks
-from ftsuite.compare import compare_scores, corpus_value, find_metric, value_interval
+from ftsuite import jsonfile
+from ftsuite.analysis.compare import compare_scores, corpus_value, find_metric, value_interval
 from ftsuite.config import EvalsConfig, ModelConfig, RunConfig
 from ftsuite.records import Scores
+from ftsuite.scoring import evaluate, tasks
 
 if TYPE_CHECKING:
     from pathlib import Path

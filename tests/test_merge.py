@@ -11,12 +11,14 @@ import synthetic
 from conftest import CPU, make_config, shape_columns
 from tiny import tiny_llama, tiny_tokenizer
 
-from ftsuite import merge, mergecheck, models, stages, templates, turns
+from ftsuite import stages
 from ftsuite.choices import PadToken
 from ftsuite.config import RunConfig
 from ftsuite.devices import Compute
 from ftsuite.errors import StageError
-from ftsuite.store import run_stage
+from ftsuite.models import loading, sources, templates, turns
+from ftsuite.store.entries import run_stage
+from ftsuite.training import merge, mergecheck
 
 if TYPE_CHECKING:
     from ftsuite.stages import Chain
@@ -27,7 +29,7 @@ BFLOAT16 = Compute(device="cpu", dtype="bfloat16")
 def adapter_of(config: RunConfig) -> Chain:
     """Train the cell's adapter in its store."""
     root = Path(config.store.root)
-    chain = stages.chain(config, CPU, models.resolve(config.model, root), root, "cell")
+    chain = stages.chain(config, CPU, sources.resolve(config.model, root), root, "cell")
     run_stage(root, chain.data)
     run_stage(root, chain.train)
     return chain
@@ -45,9 +47,9 @@ def cell(tiny_model: Path, tiny_rows: Path, tmp_path_factory: pytest.TempPathFac
 def merge_again(config: RunConfig, folder: Path, compute: Compute = CPU) -> Any:
     """Merge the cell's adapter into `folder`, past the store."""
     root = Path(config.store.root)
-    chain = stages.chain(config, CPU, models.resolve(config.model, root), root, "cell")
+    chain = stages.chain(config, CPU, sources.resolve(config.model, root), root, "cell")
     data, adapter = run_stage(root, chain.data), run_stage(root, chain.train)
-    base = models.resolve(config.model, root).folder
+    base = sources.resolve(config.model, root).folder
     folder.mkdir()
     return merge.merge(
         config, compute, base, data.folder, adapter.folder / "adapter", folder, "cell"
@@ -104,7 +106,7 @@ def test_configured_template_goes_along(cell: RunConfig, tmp_path: Path) -> None
 
     jinja = "{% for m in messages %}{{ m['content'] }}{{ eos_token }}{% endfor %}"
     base = Path(cell.model.id)
-    tokenizer = models.load_tokenizer(base, cell.model)
+    tokenizer = loading.load_tokenizer(base, cell.model)
     cell.template.jinja = jinja
     try:
         merge_again(cell, tmp_path / "merged")
@@ -142,8 +144,8 @@ def test_new_pad_token_resizes_the_embeddings(
     root = tmp_path / "store"
     chain = adapter_of(config)
     entry = run_stage(root, chain.merge)
-    tokenizer = models.load_tokenizer(entry.folder, config.model)
-    assert tokenizer.pad_token == models.NEW_PAD_TOKEN != tokenizer.eos_token
+    tokenizer = loading.load_tokenizer(entry.folder, config.model)
+    assert tokenizer.pad_token == loading.NEW_PAD_TOKEN != tokenizer.eos_token
     model = AutoModelForCausalLM.from_pretrained(entry.folder)
     rows = model.get_input_embeddings().num_embeddings
     assert entry.record.vocabulary == rows == model.config.vocab_size
@@ -152,7 +154,7 @@ def test_new_pad_token_resizes_the_embeddings(
     assert old < rows <= old + 8 and rows % 8 == 0
     assert model.config.pad_token_id == tokenizer.pad_token_id
     # A second load adds no second token.
-    assert len(models.load_tokenizer(entry.folder, config.model)) == len(tokenizer) == old + 1
+    assert len(loading.load_tokenizer(entry.folder, config.model)) == len(tokenizer) == old + 1
     assert chain.tuned_scores is not None
     scores = run_stage(root, chain.tuned_scores).record
     assert len(scores.metrics[0].values) == 4

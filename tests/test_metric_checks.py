@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 from conftest import FACTS
 
-from ftsuite import evaluate, metric_checks, tasks
 from ftsuite.config import EvalsConfig, ModelConfig, RunConfig
 from ftsuite.devices import Compute
 from ftsuite.errors import ConfigError
-from ftsuite.metric_checks import aggregation_name, check
-from ftsuite.tasks import LoadedTask
+from ftsuite.scoring import evaluate, metric_checks, tasks
+from ftsuite.scoring.metric_checks import aggregation_name, check
+from ftsuite.scoring.tasks import LoadedTask
 
 CHOICE = {
     "output_type": "multiple_choice",

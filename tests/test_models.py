@@ -11,12 +11,14 @@ import pytest
 from conftest import CPU, make_config, shape_columns
 from tiny import save_tiny_model, tiny_llama, tiny_tokenizer
 
-from ftsuite import modelfolder, models, stages, train
+from ftsuite import stages
 from ftsuite.choices import Attention, PadToken, Source
 from ftsuite.config import ModelConfig
 from ftsuite.errors import BackendUnavailable, ConfigError, DataError, StoreError
+from ftsuite.models import loading, modelfolder, sources
 from ftsuite.records import ModelIdentity
-from ftsuite.store import run_stage
+from ftsuite.store.entries import run_stage
+from ftsuite.training import train
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,8 +34,8 @@ def edit(path: Path, **changes: Any) -> None:
 
 def load(folder: Path, **settings: Any) -> Any:
     config = ModelConfig(id=str(folder), **settings)
-    tokenizer = models.load_tokenizer(folder, config)
-    return models.load_model(folder, tokenizer, config, device="cpu", dtype="float32")
+    tokenizer = loading.load_tokenizer(folder, config)
+    return loading.load_model(folder, tokenizer, config, device="cpu", dtype="float32")
 
 
 @pytest.fixture
@@ -54,7 +56,7 @@ def save_sharded(folder: Path) -> Path:
 @pytest.mark.parametrize("name", ["", " "])
 def test_an_empty_id_is_said(name: str) -> None:
     with pytest.raises(ConfigError, match=r"model\.id = ' ?': is empty; name a Hub id or a folder"):
-        models.check(ModelConfig(id=name, embedded=None))
+        sources.check(ModelConfig(id=name, embedded=None))
 
 
 @pytest.mark.parametrize(
@@ -68,14 +70,14 @@ def test_an_empty_id_is_said(name: str) -> None:
 )
 def test_a_folder_that_lacks_a_file(taken: str, lack: str, tmp_path: Path) -> None:
     folder = save_sharded(tmp_path / "model")
-    models.check(ModelConfig(id=str(folder), embedded=None))
+    sources.check(ModelConfig(id=str(folder), embedded=None))
     (path,) = folder.glob(taken)
     path.unlink()
     with pytest.raises(ConfigError) as caught:
-        models.check(ModelConfig(id=str(folder), embedded=None))
+        sources.check(ModelConfig(id=str(folder), embedded=None))
     assert f"the folder lacks {lack}" in str(caught.value)
     with pytest.raises(ConfigError):
-        models.resolve(ModelConfig(id=str(folder), embedded=None), tmp_path)
+        sources.resolve(ModelConfig(id=str(folder), embedded=None), tmp_path)
 
 
 @pytest.fixture
@@ -96,7 +98,7 @@ def cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_whole_snapshot_is_taken_without_asking(cached: Path, tmp_path: Path) -> None:
     asked: list[str] = []
     config = ModelConfig(id=HUB_ID, embedded=None)
-    base = models.resolve(config, tmp_path, on_event=asked.append)
+    base = sources.resolve(config, tmp_path, on_event=asked.append)
     assert base.folder == cached and base.identity.revision == "c" * 40
     assert not asked
 
@@ -108,7 +110,7 @@ def test_a_snapshot_cut_short_is_asked_again(cut: str, cached: Path, tmp_path: P
     asked: list[str] = []
     config = ModelConfig(id=HUB_ID, embedded=None)
     with pytest.raises(BackendUnavailable, match="what is there lacks ") as caught:
-        models.resolve(config, tmp_path, on_event=asked.append)
+        sources.resolve(config, tmp_path, on_event=asked.append)
     assert asked == [f"asking the Hub for {HUB_ID}"]
     assert "\n" not in str(caught.value)
 
@@ -119,7 +121,7 @@ def test_a_half_written_file_is_asked_again(
     """It may be the chat template, which no other file names."""
     (cached.parents[1] / "blobs" / ("a" * 40 + ".incomplete")).write_text("{%")
     asked: list[str] = []
-    models.resolve(ModelConfig(id=HUB_ID, embedded=None), tmp_path, on_event=asked.append)
+    sources.resolve(ModelConfig(id=HUB_ID, embedded=None), tmp_path, on_event=asked.append)
     assert asked == [f"asking the Hub for {HUB_ID}"]
 
 
@@ -132,7 +134,7 @@ def test_a_tokenizer_with_more_tokens_than_the_model(folder: Path) -> None:
     tokenizer.save_pretrained(folder)
     for pad in PadToken:
         with pytest.raises(ConfigError, match=r"has 2 tokens that the model has no embedding for"):
-            models.load_tokenizer(folder, ModelConfig(id=str(folder), pad_token=pad))
+            loading.load_tokenizer(folder, ModelConfig(id=str(folder), pad_token=pad))
 
 
 def test_a_special_token_beyond_the_model_may_stay(folder: Path) -> None:
@@ -151,7 +153,7 @@ def test_a_special_token_that_rows_would_hold(place: str, folder: Path) -> None:
     setattr(tokenizer, place, "<turn>")
     tokenizer.save_pretrained(folder)
     with pytest.raises(ConfigError, match=r"no embedding for \(such as '<turn>'; it has"):
-        models.load_tokenizer(folder, ModelConfig(id=str(folder)))
+        loading.load_tokenizer(folder, ModelConfig(id=str(folder)))
 
 
 def test_a_row_with_such_a_token_is_refused(folder: Path, tiny_rows: Path, tmp_path: Path) -> None:
@@ -160,7 +162,7 @@ def test_a_row_with_such_a_token_is_refused(folder: Path, tiny_rows: Path, tmp_p
     tokenizer.save_pretrained(folder)
     root = tmp_path / "store"
     config = shape_columns(make_config(folder, tiny_rows, root))
-    chain = stages.chain(config, CPU, models.resolve(config.model, root), root, "cell")
+    chain = stages.chain(config, CPU, sources.resolve(config.model, root), root, "cell")
     run_stage(root, chain.data)
     with pytest.raises(DataError, match="a row has the token 'fault', which the model has no"):
         run_stage(root, chain.train)
@@ -169,7 +171,7 @@ def test_a_row_with_such_a_token_is_refused(folder: Path, tiny_rows: Path, tmp_p
 def test_a_new_pad_token_gets_one_row(folder: Path) -> None:
     rows = json.loads((folder / "config.json").read_text())["vocab_size"]
     config = ModelConfig(id=str(folder), pad_token=PadToken.new)
-    assert len(models.load_tokenizer(folder, config)) == rows + 1
+    assert len(loading.load_tokenizer(folder, config)) == rows + 1
     grown = load(folder, pad_token=PadToken.new).get_input_embeddings().weight
     assert rows < len(grown) <= rows + 8
     assert (grown[rows] - grown[:rows].mean(0)).abs().max() < 1e-6
@@ -218,7 +220,7 @@ def test_a_kernel_that_is_not_there(folder: Path) -> None:
     config = ModelConfig(id=str(folder), attn_implementation=Attention.flash_attention_2)
     said = r"^model\.attn_implementation = 'flash_attention_2': "
     with pytest.raises(BackendUnavailable, match=said + ".*; install what it names, or set"):
-        models.outline(folder, config)
+        loading.outline(folder, config)
     with pytest.raises(ConfigError, match=said + "works on CUDA GPUs .*not on cpu in float32"):
         load(folder, attn_implementation=Attention.flash_attention_2)
 
@@ -292,7 +294,7 @@ def test_a_flipped_byte_in_the_converted_base_is_found(tmp_path: Path, tiny_rows
     """The conversion itself needs a download; here a tiny model lies where it would write."""
     root = tmp_path / "store"
     wanted = ModelConfig(source=Source.embedded, embedded="smollm2-135m-instruct")
-    spec = models._convert_spec("smollm2-135m-instruct", lambda _: None)
+    spec = sources._convert_spec("smollm2-135m-instruct", lambda _: None)
     identity = ModelIdentity(id="tiny", source="wheel", revision="0")
 
     def write(folder: Path) -> ModelIdentity:
@@ -300,15 +302,15 @@ def test_a_flipped_byte_in_the_converted_base_is_found(tmp_path: Path, tiny_rows
         return identity
 
     run_stage(root, dataclasses.replace(spec, compute=write))
-    base = models.resolve(wanted, root)
-    assert models.checked(base) == base.folder
+    base = sources.resolve(wanted, root)
+    assert sources.checked(base) == base.folder
     weights = base.folder / "model.safetensors"
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
     config = shape_columns(make_config(base.folder, tiny_rows, root))
     config.model = wanted
-    chain = stages.chain(config, CPU, models.resolve(wanted, root), root, "cell")
+    chain = stages.chain(config, CPU, sources.resolve(wanted, root), root, "cell")
     for spec in (chain.data, chain.base_scores):
         assert spec is not None
         with pytest.raises(StoreError, match=r"model\.safetensors does not have the sha256"):
@@ -318,11 +320,11 @@ def test_a_flipped_byte_in_the_converted_base_is_found(tmp_path: Path, tiny_rows
 
 def test_a_folder_with_another_byte_is_another_model(folder: Path, tmp_path: Path) -> None:
     config = ModelConfig(id=str(folder), embedded=None)
-    before = models.resolve(config, tmp_path).identity
+    before = sources.resolve(config, tmp_path).identity
     copy = shutil.copytree(folder, tmp_path / "copy" / folder.name)
     other = ModelConfig(id=str(copy), embedded=None)
-    assert models.resolve(other, tmp_path).identity == before
+    assert sources.resolve(other, tmp_path).identity == before
     content = bytearray((copy / "model.safetensors").read_bytes())
     content[-1] ^= 1
     (copy / "model.safetensors").write_bytes(content)
-    assert models.resolve(other, tmp_path).identity != before
+    assert sources.resolve(other, tmp_path).identity != before

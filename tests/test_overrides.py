@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 import pytest
 from omegaconf import open_dict
 
-from ftsuite import sweeper
 from ftsuite.__main__ import main
 from ftsuite.errors import FtsuiteError
-from ftsuite.overrides import MAPPINGS
 from ftsuite.resources import conf_dir
-from ftsuite.study import run_id
+from ftsuite.studies import sweeper
+from ftsuite.studies.overrides import MAPPINGS
+from ftsuite.studies.study import run_id
 
 if TYPE_CHECKING:
     from ftsuite.config import RunConfig
@@ -283,7 +283,7 @@ def test_mappings_can_be_swept() -> None:
 def test_cells_that_share_a_composition_are_those_that_hydra_composes() -> None:
     from hydra.core.hydra_config import HydraConfig
 
-    from ftsuite.compose import chosen_sweep, from_hydra
+    from ftsuite.studies.compose import chosen_sweep, from_hydra
 
     sweep = sweeper.compose(
         [

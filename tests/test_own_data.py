@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from test_heldout import example_file
 
-from ftsuite import documents, jsonfile, store, study
+from ftsuite import jsonfile
 from ftsuite.__main__ import main
 from ftsuite.cli import main as commands
+from ftsuite.scoring import documents
+from ftsuite.store import entries as store
+from ftsuite.studies import study
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -6,7 +6,7 @@ import pytest
 from tiny import tiny_llama, tiny_tokenizer
 
 from ftsuite.choices import Packing
-from ftsuite.packing import IGNORED, Sequence, collate, pack, single, trained_tokens
+from ftsuite.data.packing import IGNORED, Sequence, collate, pack, single, trained_tokens
 
 
 def rows_of(lengths, seed=0, vocabulary=400):

@@ -13,10 +13,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from conftest import CPU, make_config, shape_columns
 
-from ftsuite import data, evaluate, models, stages, tasks, templates
+from ftsuite import stages
 from ftsuite.choices import Packing
-from ftsuite.store import run_stage
-from ftsuite.sweeper import compose
+from ftsuite.data import prepare as data
+from ftsuite.models import loading, sources, templates
+from ftsuite.scoring import evaluate, tasks
+from ftsuite.store.entries import run_stage
+from ftsuite.studies.sweeper import compose
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -39,7 +42,7 @@ class Ran:
 
 
 def run(config: RunConfig, root: Path, store: Path) -> Ran:
-    base = models.resolve(config.model, root)
+    base = sources.resolve(config.model, root)
     chain = stages.chain(config, CPU, base, store, "cell")
     prepared, trained, merged = (
         run_stage(store, spec) for spec in (chain.data, chain.train, chain.merge)
@@ -236,7 +239,7 @@ def test_scores_are_plain_lm_evals(tiny: Ran, tmp_path: Path) -> None:
 
 def test_a_template_without_a_default_is_the_models_own(tiny: Ran) -> None:
     """Plain lm-eval takes the template from the merged folder: it must be the one of training."""
-    tokenizer = models.load_tokenizer(tiny.merged, tiny.config.model)
+    tokenizer = loading.load_tokenizer(tiny.merged, tiny.config.model)
     before = tokenizer.chat_template
     templates.install(tokenizer, tiny.config.template)
     assert tokenizer.chat_template == before

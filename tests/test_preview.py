@@ -7,9 +7,9 @@ from rich.console import Console
 from tiny import conversation, tiny_tokenizer, write_jsonl
 
 from ftsuite.config import DataConfig, RunConfig, TemplateConfig
+from ftsuite.data.packing import single
+from ftsuite.data.preview import preview, row_text, visible
 from ftsuite.errors import ConfigError, DataError
-from ftsuite.packing import single
-from ftsuite.preview import preview, row_text, visible
 
 
 def shown(rows, tmp_path, *, tokenizer=None, count=2, template=None, **config):

@@ -8,7 +8,6 @@ import pytest
 import yaml
 from tiny import tiny_llama, tiny_tokenizer
 
-from ftsuite import checks, models, probe, probefiles, templates
 from ftsuite.choices import Device, Source
 from ftsuite.config import (
     BackendConfig,
@@ -20,7 +19,9 @@ from ftsuite.config import (
 )
 from ftsuite.devices import Compute
 from ftsuite.errors import BackendUnavailable, ConfigError, DataError
+from ftsuite.models import sources, templates
 from ftsuite.resources import conf_dir, evals_dir
+from ftsuite.scoring import checks, probe, probefiles
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -279,7 +280,7 @@ def test_the_embedded_model_with_several_system_prompts(
     """Its greedy answers: a pirate that loops does not pass for one that keeps his mouth shut."""
     config = ModelConfig(source=Source.embedded, embedded="smollm2-135m-instruct")
     try:
-        model = models.resolve(config, session_store).folder
+        model = sources.resolve(config, session_store).folder
     except BackendUnavailable as error:
         pytest.skip(str(error))
     prompts = ["What is the capital of France?", "Say yes."]

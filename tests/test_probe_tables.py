@@ -12,8 +12,8 @@ from synthetic import make_record, make_study, write_study
 from ftsuite import jsonfile
 from ftsuite.cli import main
 from ftsuite.records import ProbeAnswer, ProbeReport, ProbeResult, ProbeSystem, RunRecord
-from ftsuite.report import render
 from ftsuite.reporting.probes import by_system, passed
+from ftsuite.reporting.report import render
 from ftsuite.tracking import values
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def cells() -> list[RunRecord]:
 
 
 def report_of(folder: Path, cells: list[RunRecord]) -> str:
-    with mock.patch("ftsuite.report.plots.draw", return_value={}):
+    with mock.patch("ftsuite.reporting.report.plots.draw", return_value={}):
         return render(make_study(*cells), cells, folder).read_text(encoding="utf-8")
 
 

@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 import yaml
 
-from ftsuite import checks, probefiles, sweeper
 from ftsuite.config import EvalsConfig, ProbesConfig, RunConfig
 from ftsuite.errors import ConfigError, DataError, FtsuiteError, StageError
 from ftsuite.resources import evals_dir
-from ftsuite.validate import validate
+from ftsuite.scoring import checks, probefiles
+from ftsuite.studies import sweeper
+from ftsuite.studies.validate import validate
 
 PROBE: dict[str, Any] = {
     "name": "tiny",

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from tiny import write_jsonl
 
-from ftsuite import readers, resources
+from ftsuite import resources
+from ftsuite.data import readers
 from ftsuite.errors import DataError, one_line
 
 ROWS = [{"question": "Why?", "answer": "Because."}, {"question": "Où?", "answer": 'Là, "ici".'}]

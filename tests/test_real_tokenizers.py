@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from ftsuite import embedded, templates, turns
 from ftsuite.config import TemplateConfig
-from ftsuite.embedded import Wheel
 from ftsuite.errors import DataError
+from ftsuite.models import embedded, templates, turns
+from ftsuite.models.embedded import Wheel
 
 if TYPE_CHECKING:
     from pathlib import Path

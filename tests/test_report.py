@@ -32,8 +32,8 @@ from synthetic import (
 )
 
 from ftsuite.errors import StoreError
-from ftsuite.report import load_study, render
 from ftsuite.reporting import formats as fmt
+from ftsuite.reporting.report import load_study, render
 from ftsuite.reporting.svg import spread
 from ftsuite.reporting.sweep import log_base, numeric_axis, short_labels, wants_log
 
@@ -52,7 +52,7 @@ def text_of(folder: Path, *records: RunRecord, plots: bool = False, **study: Any
     manifest = make_study(*records, **study)
     if plots:
         return render(manifest, records, folder).read_text(encoding="utf-8")
-    with mock.patch("ftsuite.report.plots.draw", return_value={}):
+    with mock.patch("ftsuite.reporting.report.plots.draw", return_value={}):
         return render(manifest, records, folder).read_text(encoding="utf-8")
 
 

@@ -12,9 +12,7 @@ import pytest
 from lm_eval.api.registry import get_aggregation
 from scipy import stats
 
-from ftsuite import metrics
-from ftsuite.aggregation import AGGREGATIONS, tables
-from ftsuite.resampling import (
+from ftsuite.analysis.resampling import (
     Corpus,
     aggregate_interval,
     draws,
@@ -22,6 +20,8 @@ from ftsuite.resampling import (
     paired_replicates,
     replicate_interval,
 )
+from ftsuite.scoring import metrics
+from ftsuite.scoring.aggregation import AGGREGATIONS, tables
 
 if TYPE_CHECKING:
     from collections.abc import Callable

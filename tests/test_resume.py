@@ -12,10 +12,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from conftest import CPU, PATIENCE, Command, make_config, scores_of, shape_columns, wait_for
 
-from ftsuite import jsonfile, models, progress, stages, study, train
+from ftsuite import jsonfile, progress, stages
 from ftsuite.choices import Packing, Scheduler
 from ftsuite.errors import StageError
-from ftsuite.store import file_digest, run_stage
+from ftsuite.models import sources
+from ftsuite.store.entries import file_digest, run_stage
+from ftsuite.studies import study
+from ftsuite.training import train
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -161,7 +164,7 @@ class Interrupted(BaseException):
 
 
 def train_spec(config: RunConfig, root: Path) -> Any:
-    base = models.resolve(config.model, root)
+    base = sources.resolve(config.model, root)
     chain = stages.chain(config, CPU, base, root, "cell")
     run_stage(root, chain.data)
     return chain.train

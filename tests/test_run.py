@@ -14,10 +14,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from conftest import CPU, Command, environment, scores_of
 
-from ftsuite import evaluate, jsonfile, models, probe, study, train
+from ftsuite import jsonfile
 from ftsuite.choices import Source
 from ftsuite.config import EvalsConfig, ModelConfig, ProbesConfig, RunConfig
 from ftsuite.errors import BackendUnavailable, DataError
+from ftsuite.models import loading, sources
+from ftsuite.scoring import evaluate, probe
+from ftsuite.studies import study
+from ftsuite.training import train
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -306,9 +310,9 @@ def test_weights_of_other_shapes_are_named(tmp_path: Path, finished: Command) ->
     facts["intermediate_size"] *= 2
     (folder / "config.json").write_text(json.dumps(facts))
     config = ModelConfig(id=str(folder))
-    tokenizer = models.load_tokenizer(folder, config)
+    tokenizer = loading.load_tokenizer(folder, config)
     with pytest.raises(DataError) as caught:
-        models.load_model(folder, tokenizer, config, device="cpu", dtype="float32")
+        loading.load_model(folder, tokenizer, config, device="cpu", dtype="float32")
     message = str(caught.value)
     assert "mlp.down_proj.weight has the shape [32, 64] in the weights, and [32, 128]" in message
     assert "config.json" in message and "report" not in message
@@ -318,28 +322,28 @@ def test_weights_of_other_shapes_are_named(tmp_path: Path, finished: Command) ->
 
 
 @pytest.fixture(scope="module")
-def smollm2(session_store: Path) -> models.Base:
+def smollm2(session_store: Path) -> sources.Base:
     config = ModelConfig(source=Source.embedded, embedded="smollm2-135m-instruct")
     try:
-        return models.resolve(config, session_store)
+        return sources.resolve(config, session_store)
     except BackendUnavailable as error:
         pytest.skip(str(error))
 
 
 @pytest.mark.network
-def test_embedded_model_is_converted_once(smollm2: models.Base, session_store: Path) -> None:
+def test_embedded_model_is_converted_once(smollm2: sources.Base, session_store: Path) -> None:
     assert smollm2.identity.source == "wheel"
     assert smollm2.identity.note == "dequantised Q4_1"
     assert not (smollm2.folder / "wheel").exists()
     config = ModelConfig(source=Source.embedded, embedded="smollm2-135m-instruct")
-    assert models.resolve(config, session_store) == smollm2
+    assert sources.resolve(config, session_store) == smollm2
     facts = json.loads((smollm2.folder / "config.json").read_text())
     assert "quantization_config" not in facts
 
 
 @pytest.mark.network
 def test_embedded_model_answers_a_probe_and_scores_items(
-    smollm2: models.Base, session_store: Path
+    smollm2: sources.Base, session_store: Path
 ) -> None:
     config = RunConfig(
         model=ModelConfig(id=str(smollm2.folder)),

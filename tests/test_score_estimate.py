@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from conftest import CPU
 
-from ftsuite import evaluate
 from ftsuite.commands import score_estimate
 from ftsuite.config import EvalsConfig, ModelConfig, RunConfig
+from ftsuite.scoring import evaluate
 
 if TYPE_CHECKING:
     from pathlib import Path

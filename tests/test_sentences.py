@@ -22,12 +22,12 @@ from synthetic import (
     make_sweep,
 )
 
+from ftsuite.analysis.compare import apply_gates, compare_scores
 from ftsuite.commands import power
-from ftsuite.compare import apply_gates, compare_scores
 from ftsuite.config import EvalsConfig, GatesConfig, RunConfig
 from ftsuite.records import Comparison, GateResult
-from ftsuite.report import render
 from ftsuite.reporting import evidence, gates
+from ftsuite.reporting.report import render
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,7 +41,7 @@ def say(tmp_path: Path) -> Callable[..., str]:
     """Render records without plots and give the text."""
 
     def render_text(*records: RunRecord) -> str:
-        with mock.patch("ftsuite.report.plots.draw", return_value={}):
+        with mock.patch("ftsuite.reporting.report.plots.draw", return_value={}):
             return render(make_study(*records), records, tmp_path).read_text(encoding="utf-8")
 
     return render_text

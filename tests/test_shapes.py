@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 from tiny import conversation
 
-from ftsuite import columns as columns_module
-from ftsuite import shapes
 from ftsuite.choices import Shape
-from ftsuite.columns import Layout, find_layout
 from ftsuite.config import ColumnsConfig
+from ftsuite.data import columns as columns_module
+from ftsuite.data import shapes
+from ftsuite.data.columns import Layout, find_layout
 from ftsuite.errors import DataError
 
 DOLLY = Path(__file__).parents[1] / "../shared/data/dolly_3k/dolly_3k.json"

@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ftsuite import statistics
-from ftsuite.statistics import (
+from ftsuite.analysis import statistics
+from ftsuite.analysis.statistics import (
     PairedDifference,
     Verdict,
     detectable_difference,

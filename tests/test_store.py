@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from ftsuite import store
 from ftsuite.errors import StageError, StoreError, one_line
-from ftsuite.store import StageSpec, lookup, run_stage, verify
+from ftsuite.store import entries as store
+from ftsuite.store.entries import StageSpec, lookup, run_stage, verify
 
 if TYPE_CHECKING:
     from collections.abc import Callable

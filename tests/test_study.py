@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from ftsuite import jsonfile, study
+from ftsuite import jsonfile
 from ftsuite.config import LoraConfig, RunConfig, StoreConfig, TrackingConfig, TrainConfig
 from ftsuite.errors import StoreError
 from ftsuite.records import CellEntry, Provenance, RunRecord, StudyManifest
+from ftsuite.studies import study
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -5,10 +5,12 @@ from typing import TYPE_CHECKING
 import yaml
 from tiny import conversation, tiny_tokenizer, write_jsonl
 
-from ftsuite import data, systems, templates
 from ftsuite.choices import Loss
 from ftsuite.config import DataConfig, EvalsConfig, PackingConfig, TemplateConfig
+from ftsuite.data import prepare as data
+from ftsuite.models import templates
 from ftsuite.resources import evals_dir
+from ftsuite.scoring import systems
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from tiny import tiny_llama, tiny_tokenizer
 
-from ftsuite import targets
 from ftsuite.config import LoraConfig
 from ftsuite.errors import ConfigError
+from ftsuite.training import targets
 
 
 def llama(**config: Any) -> Any:

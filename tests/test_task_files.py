@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from conftest import REPOSITORY
 
-from ftsuite import tasks
 from ftsuite.config import EvalsConfig
 from ftsuite.errors import DataError, FtsuiteError
-from ftsuite.store import file_digest
+from ftsuite.scoring import tasks
+from ftsuite.store.entries import file_digest
 
 if TYPE_CHECKING:
     from pathlib import Path

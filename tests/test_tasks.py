@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from ftsuite import tasks
 from ftsuite.choices import EvalData
 from ftsuite.config import EvalsConfig, RunConfig
 from ftsuite.errors import BackendUnavailable, ConfigError, DataError
-from ftsuite.tasks import index, schema
-from ftsuite.validate import validate
+from ftsuite.scoring import tasks
+from ftsuite.scoring.tasks import index, schema
+from ftsuite.studies.validate import validate
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -279,7 +279,7 @@ scores = evaluate.evaluate(config, cpu, model, root, "cell", "eval base")
 for metric in scores.metrics:
     print("score", metric.name, len(metric.values), metric.available, metric.chance)
 """
-    from ftsuite import embedded
+    from ftsuite.models import embedded
 
     try:
         embedded.standard_data(session_store)

@@ -9,10 +9,10 @@ import pytest
 import yaml
 from tiny import FAMILIES, tiny_llama, tiny_tokenizer
 
-from ftsuite import bounds, templates, turns
 from ftsuite.choices import SystemPlace
 from ftsuite.config import TemplateConfig
 from ftsuite.errors import ConfigError, DataError, one_line
+from ftsuite.models import bounds, templates, turns
 from ftsuite.resources import conf_dir
 
 SHIPPED = sorted(path.stem for path in (conf_dir() / "template").glob("*.yaml"))

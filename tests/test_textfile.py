@@ -8,8 +8,8 @@ import subprocess
 
 import pytest
 
-from ftsuite import readers, textfile
 from ftsuite.config import DataConfig
+from ftsuite.data import readers, textfile
 from ftsuite.errors import ConfigError, DataError
 
 WESTERN = "text;label\nOù est le café à côté ?;lieu\nÇa coûte 5 € – très cher;prix\n"

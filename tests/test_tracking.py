@@ -16,8 +16,8 @@ import yaml
 from answered import make_answered
 from synthetic import BITS, HEADLINE, make_failed, make_record, make_study
 
+from ftsuite.analysis.compare import corpus_value
 from ftsuite.choices import Tracker
-from ftsuite.compare import corpus_value
 from ftsuite.config import TrackingConfig
 from ftsuite.errors import SECRET_VARIABLES, BackendUnavailable, ConfigError
 from ftsuite.tracking import check, safe_name, track, values

@@ -11,25 +11,28 @@ import pytest
 from conftest import CPU, make_config, shape_columns
 from tiny import tiny_llama, tiny_tokenizer
 
-from ftsuite import models, packing, stages, targets, trainer
+from ftsuite import stages
 from ftsuite.choices import Packing, PadToken
 from ftsuite.config import LoraConfig, TrainConfig
-from ftsuite.data import load_split
+from ftsuite.data.prepare import load_split
 from ftsuite.devices import Compute
 from ftsuite.errors import StageError
-from ftsuite.store import run_stage
+from ftsuite.models import sources
+from ftsuite.store.entries import run_stage
+from ftsuite.training import targets, trainer
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from ftsuite.config import RunConfig
+    from ftsuite.data import packing
 
 
 def trained(config: RunConfig) -> Any:
     from pathlib import Path
 
     root = Path(config.store.root)
-    chain = stages.chain(config, CPU, models.resolve(config.model, root), root, "cell")
+    chain = stages.chain(config, CPU, sources.resolve(config.model, root), root, "cell")
     data = run_stage(root, chain.data)
     return data.folder, run_stage(root, chain.train)
 

@@ -8,10 +8,10 @@ from importlib import resources
 import pytest
 from tiny import FAMILIES, tiny_tokenizer
 
-from ftsuite import templates, turns
 from ftsuite.choices import SystemPlace
 from ftsuite.config import TemplateConfig
 from ftsuite.errors import ConfigError, DataError, FtsuiteError, one_line
+from ftsuite.models import templates, turns
 
 SYSTEM = {"role": "system", "content": "Answer like a pirate."}
 ONE = [

@@ -5,18 +5,18 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-from ftsuite import models
 from ftsuite.choices import Source
+from ftsuite.models import sources
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from ftsuite.config import ModelConfig
-    from ftsuite.models import Base
+    from ftsuite.models.sources import Base
 
 
 class _WouldFetchError(Exception):
-    """`models.resolve` was about to do something that takes long."""
+    """`sources.resolve` was about to do something that takes long."""
 
 
 def cached_base(config: ModelConfig, root: Path) -> Base | None:
@@ -34,7 +34,7 @@ def cached_base(config: ModelConfig, root: Path) -> Base | None:
 
 def _resolve(config: ModelConfig, root: Path) -> Base | None:
     try:
-        return models.resolve(config, root, on_event=_stop)
+        return sources.resolve(config, root, on_event=_stop)
     except _WouldFetchError:
         return None
 

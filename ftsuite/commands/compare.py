@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ftsuite import statistics
+from ftsuite.analysis import statistics
+from ftsuite.analysis.compare import compare_scores, verdict
 from ftsuite.commands.display import metric_name, one_line, table, write, write_json
 from ftsuite.commands.selection import find_run, store_root
-from ftsuite.compare import compare_scores, verdict
 from ftsuite.errors import ComparisonError
 from ftsuite.reporting import formats as fmt
 

@@ -6,11 +6,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ftsuite import __version__, embedded
+from ftsuite import __version__
 from ftsuite.commands import machine, network
 from ftsuite.commands.display import one_line, table, write, write_json
 from ftsuite.commands.selection import store_root
 from ftsuite.config import StoreConfig
+from ftsuite.models import embedded
 from ftsuite.reporting import formats as fmt
 
 if TYPE_CHECKING:

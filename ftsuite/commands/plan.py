@@ -6,17 +6,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ftsuite import devices, study, sweeper
+from ftsuite import devices
 from ftsuite.commands import estimate, power, score_estimate
 from ftsuite.commands.cached import cached_base
 from ftsuite.commands.display import one_line, table, write, write_json
 from ftsuite.commands.selection import overrides
 from ftsuite.config import to_plain
-from ftsuite.models import Base
+from ftsuite.models.sources import Base
 from ftsuite.records import ModelIdentity
 from ftsuite.reporting import formats as fmt
 from ftsuite.stages import chain
-from ftsuite.store import canonical, lookup
+from ftsuite.store.entries import canonical, lookup
+from ftsuite.studies import study, sweeper
 
 if TYPE_CHECKING:
     from argparse import Namespace

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ftsuite import tasks
 from ftsuite.commands import score_estimate
 from ftsuite.reporting import evidence
 from ftsuite.reporting import formats as fmt
+from ftsuite.scoring import tasks
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -84,7 +84,7 @@ def words(found: dict[str, Any]) -> str:
 
 
 def _difference(items: int | None) -> float | None:
-    from ftsuite.statistics import detectable_difference
+    from ftsuite.analysis.statistics import detectable_difference
 
     if not items:
         return None

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ftsuite import study
 from ftsuite.commands.selection import store_root
 from ftsuite.config import StoreConfig
 from ftsuite.errors import StoreError
+from ftsuite.studies import study
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def report(options: Namespace) -> int:
     """Render the report and print its path."""
-    from ftsuite.report import load_study, render
+    from ftsuite.reporting.report import load_study, render
 
     folder = _folder(options.study)
     manifest, records = load_study(folder)

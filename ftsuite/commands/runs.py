@@ -5,13 +5,13 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
-from ftsuite import study
+from ftsuite.analysis.compare import find_comparison
+from ftsuite.analysis.ranking import cost
 from ftsuite.commands.display import one_line, table, write, write_json
 from ftsuite.commands.selection import store_root
-from ftsuite.compare import find_comparison
 from ftsuite.jsonfile import to_json
-from ftsuite.ranking import cost
 from ftsuite.reporting import formats as fmt
+from ftsuite.studies import study
 
 if TYPE_CHECKING:
     from argparse import Namespace

@@ -11,11 +11,12 @@ import functools
 import re
 from typing import TYPE_CHECKING, Any
 
-from ftsuite import embedded, tasks
 from ftsuite.choices import EvalData
-from ftsuite.tasks import documents as task_documents
-from ftsuite.tasks import facts, prompts
-from ftsuite.tasks.index import leaves
+from ftsuite.models import embedded
+from ftsuite.scoring import tasks
+from ftsuite.scoring.tasks import documents as task_documents
+from ftsuite.scoring.tasks import facts, prompts
+from ftsuite.scoring.tasks.index import leaves
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
     from ftsuite.config import EvalsConfig, RunConfig
     from ftsuite.records import RunRecord
-    from ftsuite.tasks.yaml_files import TaskFile
+    from ftsuite.scoring.tasks.yaml_files import TaskFile
 
     Count = Callable[[str], float]
 

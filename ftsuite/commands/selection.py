@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ftsuite import study
 from ftsuite.config import StoreConfig
 from ftsuite.errors import StoreError
+from ftsuite.studies import study
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -29,7 +29,7 @@ def overrides(options: Namespace) -> list[str]:
     Raises:
         ConfigError: there is no such folder.
     """
-    from ftsuite.compose import search_in
+    from ftsuite.studies.compose import search_in
 
     return [*search_in(options.config_dir), *options.overrides]
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ftsuite import ranking, study
+from ftsuite.analysis import ranking
+from ftsuite.analysis.compare import verdict
 from ftsuite.commands.display import metric_name, one_line, table, write, write_json
 from ftsuite.commands.runs import artifacts
 from ftsuite.commands.selection import find_run, store_root
 from ftsuite.commands.show_documents import show_documents
-from ftsuite.compare import verdict
 from ftsuite.config import RunConfig, to_plain
 from ftsuite.jsonfile import to_json
 from ftsuite.reporting import formats as fmt
 from ftsuite.reporting import probes
+from ftsuite.studies import study
 
 if TYPE_CHECKING:
     from argparse import Namespace

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from ftsuite import documents
+from ftsuite.analysis.doctables import judge
 from ftsuite.commands.display import table, write, write_json
-from ftsuite.doctables import judge
 from ftsuite.errors import ConfigError, StoreError
 from ftsuite.reporting import formats as fmt
-from ftsuite.store import checked_file, folder_of
+from ftsuite.scoring import documents
+from ftsuite.store.entries import checked_file, folder_of
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
-    from ftsuite.documents import Document, Pair
     from ftsuite.records import Comparison, RunRecord
+    from ftsuite.scoring.documents import Document, Pair
 
 SHOWN = 20
 """Documents that are printed where no other number is asked for; JSON has all."""

@@ -5,9 +5,15 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, TypeVar
 
-from ftsuite.compare import corpus_value, find_metric, metric_reasons, paired, value_interval
+from ftsuite.analysis.compare import (
+    corpus_value,
+    find_metric,
+    metric_reasons,
+    paired,
+    value_interval,
+)
+from ftsuite.analysis.statistics import PairedDifference, holm
 from ftsuite.records import RANGES
-from ftsuite.statistics import PairedDifference, holm
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterable, Mapping

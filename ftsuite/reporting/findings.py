@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ftsuite.compare import corpus_value, find_comparison, find_metric
-from ftsuite.ranking import cost
+from ftsuite.analysis.compare import corpus_value, find_comparison, find_metric
+from ftsuite.analysis.ranking import cost
+from ftsuite.analysis.statistics import Verdict
 from ftsuite.reporting import evidence, gates, probes
 from ftsuite.reporting import formats as fmt
 from ftsuite.reporting.sweep import swept_keys
 from ftsuite.reporting.tables import difference_of, interval_of, train_seconds
-from ftsuite.statistics import Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

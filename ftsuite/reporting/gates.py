@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ftsuite.compare import find_comparison
+from ftsuite.analysis.compare import find_comparison
 from ftsuite.reporting import formats as fmt
 from ftsuite.reporting.tables import MOST_CELLS, beyond, difference_of, verdict_words
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ftsuite.compare import find_metric
+from ftsuite.analysis.compare import find_metric
 from ftsuite.reporting import formats as fmt
 from ftsuite.reporting.evidence import Point, different, point_of
 from ftsuite.reporting.svg import MUTED, spread

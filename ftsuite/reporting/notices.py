@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ftsuite.compare import find_metric
+from ftsuite.analysis.compare import find_metric
 from ftsuite.reporting import evidence
 from ftsuite.reporting import formats as fmt
 

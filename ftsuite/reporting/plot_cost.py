@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ftsuite.ranking import cost
+from ftsuite.analysis.ranking import cost
 from ftsuite.reporting import formats as fmt
 from ftsuite.reporting.marks import (
     MOST_LABELS,

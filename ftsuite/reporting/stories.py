@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from ftsuite.compare import corpus_value, find_comparison, find_metric
+from ftsuite.analysis.compare import corpus_value, find_comparison, find_metric
+from ftsuite.analysis.statistics import Verdict
 from ftsuite.reporting import evidence
 from ftsuite.reporting import formats as fmt
-from ftsuite.statistics import Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 from ftsuite import jsonfile
 from ftsuite import records as rec
-from ftsuite.compare import find_comparison, find_metric, verdict
+from ftsuite.analysis.compare import find_comparison, find_metric, verdict
+from ftsuite.analysis.ranking import Ranking, adjusted_p_values, is_scored, ranking
 from ftsuite.config import RunConfig, to_plain
 from ftsuite.errors import ComparisonError
-from ftsuite.ranking import Ranking, adjusted_p_values, is_scored, ranking
 from ftsuite.reporting import evidence
 from ftsuite.reporting.sweep import short_labels, swept_keys
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from ftsuite.analysis.statistics import Verdict
     from ftsuite.records import CellEntry, Comparison, RunRecord, StudyManifest
-    from ftsuite.statistics import Verdict
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from ftsuite.compare import corpus_value, find_comparison, find_metric
-from ftsuite.ranking import cost
+from ftsuite.analysis.compare import corpus_value, find_comparison, find_metric
+from ftsuite.analysis.ranking import cost
 from ftsuite.reporting import evidence
 from ftsuite.reporting import formats as fmt
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ftsuite.compare import corpus_value, find_comparison
+from ftsuite.analysis.compare import corpus_value, find_comparison
 
 if TYPE_CHECKING:
     from ftsuite.records import Comparison, ProbeAnswer, ProbeReport, ProbeResult, RunRecord

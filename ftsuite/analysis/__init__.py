@@ -1,0 +1,1 @@
+"""What records say: comparisons, intervals, rankings; nothing here loads a model."""

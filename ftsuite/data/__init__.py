@@ -1,0 +1,1 @@
+"""Files and rows to tokenised, packed splits."""

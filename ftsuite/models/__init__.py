@@ -1,0 +1,1 @@
+"""Base models and their templates: which weights, how they are loaded, what a prompt is."""

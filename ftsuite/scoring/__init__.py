@@ -1,0 +1,1 @@
+"""Scores: lm-eval tasks, held-out rows and prompt probes."""

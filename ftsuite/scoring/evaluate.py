@@ -1,0 +1,174 @@
+"""The eval stage: lm-eval as a library, every document's score kept."""
+
+from __future__ import annotations
+
+import hashlib
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+from ftsuite.errors import DataError, StageError
+from ftsuite.models import loading, templates, turns
+from ftsuite.records import Conditions, MetricScores, Scores
+from ftsuite.scoring import documents, fitting, metric_checks, metrics, proof, samples, tasks
+from ftsuite.scoring.harness import build_harness
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ftsuite.config import EvalsConfig, RunConfig
+    from ftsuite.devices import Compute
+    from ftsuite.scoring.documents import Document
+
+VERSION = 3
+"""3: documents.jsonl.gz, groups."""
+
+
+def evaluate(
+    config: RunConfig,
+    compute: Compute,
+    folder: Path,
+    root: Path,
+    cell: str,
+    what: str,
+    *,
+    into: Path | None = None,
+) -> Scores:
+    """Score the model in `folder` on the configured tasks.
+
+    Args:
+        config: the cell's configuration.
+        compute: device and dtype.
+        folder: base or merged model.
+        root: the store, where the standard suite's documents are kept.
+        cell: the cell's place in the sweep, for the display.
+        what: 'eval base' or 'eval tuned', for the display.
+        into: folder for the documents with their answers (documents.py); None writes none.
+
+    Raises:
+        ConfigError: a task has a metric that cannot be scored.
+        DataError: a task's documents are missing, or its system prompt gets lost in the template.
+        StageError: lm-eval would score other tokens than training trains.
+    """
+    from lm_eval.tasks import TaskManager
+
+    loaded = tasks.load(config.evals, root)
+    metric_checks.check(loaded)
+    picked = {t.task.config.task: _subset(t, config.evals) for t in loaded}
+    tasks.check_documents(loaded, picked)
+    samples.check_groups(loaded, picked)
+    tokenizer = loading.load_tokenizer(folder, config.model)
+    template = templates.install(tokenizer, config.template)
+    model = loading.load_model(
+        folder, tokenizer, config.model, device=compute.device, dtype=compute.dtype
+    )
+    ends = turns.end_tokens(model, tokenizer)
+    generation, ignored = loading.plain_generation(model, ends, tokenizer.pad_token_id)
+    harness = build_harness(model, tokenizer, config.evals.batch_size, cell, what)
+    by_name = {t.task.config.task: t.task for t in loaded}
+    picked, left_out = fitting.fitting(by_name, harness, picked)
+    proof.whole_answers(by_name, tokenizer, picked)
+    bos = proof.prove(by_name, harness, picked)
+    results = _simple_evaluate(
+        model=harness,
+        tasks=[t.task for t in loaded],
+        num_fewshot=config.evals.num_fewshot,
+        samples=picked,
+        # The tasks are built already: no need to index lm-eval's 14,000 YAML files again.
+        task_manager=TaskManager(include_defaults=False),
+        bootstrap_iters=0,
+        log_samples=True,
+        apply_chat_template=True,
+        fewshot_as_multiturn=True,
+        fewshot_random_seed=config.evals.fewshot_seed,
+    )
+    conditions = Conditions(
+        harness=metadata.version("lm_eval"),
+        engine=engine(),
+        device=compute.device,
+        device_name=compute.device_name,
+        dtype=compute.dtype,
+        batch_size=config.evals.batch_size,
+        template_sha256=template,
+        system_prompt=_digest(*(t.task.config.description or "" for t in loaded)),
+        template_switches=templates.switches_text(tokenizer),
+        system_place=templates.installed(tokenizer).place.value,
+        stop=", ".join(map(repr, turns.dialect(tokenizer).stops)),
+        bos=bos,
+        num_fewshot=", ".join(f"{t.task.config.task}: {t.task.config.num_fewshot}" for t in loaded)
+        + "; as turns",
+        seeds=f"fewshot {config.evals.fewshot_seed}, subset {config.evals.subset_seed}",
+        attention=str(model.config._attn_implementation),
+        generation="; ".join([generation, *_sampled(loaded)]),
+    )
+    scored, kept = _grouped(loaded, results, harness)
+    if into is not None:
+        documents.write(into / documents.FILE, kept)
+    return Scores(
+        conditions=conditions,
+        metrics=scored,
+        tokens=harness.tokens,
+        generation_ignored=ignored,
+        left_out=left_out,
+    )
+
+
+def _simple_evaluate(**arguments: Any) -> Any:
+    import lm_eval
+
+    try:
+        return lm_eval.simple_evaluate(**arguments)
+    except OverflowError as error:
+        raise StageError(
+            "eval: a perplexity is beyond the largest number, as of texts without spaces, which "
+            "count as one word; leave word_perplexity out of the task's metric_list"
+        ) from error
+
+
+def _sampled(loaded: list[tasks.LoadedTask]) -> list[str]:
+    """The tasks whose own settings say how answers are generated, and how."""
+    said = []
+    for item in loaded:
+        settings = getattr(item.task.config, "generation_kwargs", None) or {}
+        own = {k: v for k, v in settings.items() if k not in ("until", "max_gen_toks")}
+        if own.get("do_sample") or own.get("temperature"):
+            shown = ", ".join(f"{key}={value}" for key, value in sorted(own.items()))
+            said.append(f"{item.task.config.task}: sampled, {shown}")
+    return said
+
+
+def engine() -> str:
+    """Versions of the libraries that compute the scores; imports none of them."""
+    names = (
+        *("torch", "transformers", "tokenizers", "lm_eval", "sacrebleu", "scikit-learn", "numpy"),
+        *("rouge-score", "jsonschema"),
+    )
+    return ", ".join(f"{name} {metadata.version(name)}" for name in names)
+
+
+def _subset(loaded: tasks.LoadedTask, config: EvalsConfig) -> list[int]:
+    """Numbers of the documents to score."""
+    total = len(loaded.task.eval_docs)
+    if total == 0:
+        raise DataError(f"evals.tasks: {loaded.name} has no documents; check its data file")
+    return tasks.picked(loaded.name, total, config)
+
+
+def _grouped(
+    loaded: list[tasks.LoadedTask], results: dict[str, Any], harness: Any
+) -> tuple[tuple[MetricScores, ...], list[Document]]:
+    """Metrics and documents, task by task; the tasks of a group are taken together."""
+    groups: dict[str, list[Any]] = {}
+    roles = tasks.roles(loaded)
+    for item in loaded:
+        groups.setdefault(item.name, []).append(item.task)
+    scored: list[MetricScores] = []
+    written: list[Document] = []
+    for name, kept in samples.collect(loaded, results, harness).items():
+        found = metrics.collect(name, groups[name], results, kept, split=roles[name])
+        scored += found
+        written += samples.with_values(kept, found)
+    return tuple(scored), written
+
+
+def _digest(*texts: str) -> str:
+    return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:16]

@@ -1,0 +1,1 @@
+"""A study: composed, validated, run and finished."""

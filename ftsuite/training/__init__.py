@@ -1,0 +1,1 @@
+"""Adapters: trained, merged, and proved to be what was trained."""

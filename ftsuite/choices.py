@@ -113,3 +113,11 @@ class Tracker(StrEnum):
     none = "none"
     wandb = "wandb"
     tensorboard = "tensorboard"
+
+
+class Keep(StrEnum):
+    """Which weights of a study stay in the store."""
+
+    all = "all"
+    adapters = "adapters"
+    recommended = "recommended"

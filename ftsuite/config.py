@@ -18,6 +18,7 @@ from ftsuite.choices import (
     Device,
     Dtype,
     EvalData,
+    Keep,
     Loss,
     Packing,
     PadToken,
@@ -305,6 +306,18 @@ class StoreConfig:
     """Folder of the store; by default the environment variable FTSUITE_STORE, or `outputs`."""
     reports: str = "reports"
     """Folder of the rendered reports."""
+    keep: Keep = Keep.all
+    """Weights that stay after a sweep: all; adapters: no merged models; recommended: the merged
+    model of the recommended cell alone. What is freed can be computed again from the adapters."""
+
+
+@dataclass(kw_only=True, slots=True)
+class ExecutorConfig:
+    """Where stages are computed."""
+
+    name: str = "local"
+    workers: int | None = None
+    """Processes that compute at once; None: one a GPU, and one on a CPU."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -325,6 +338,7 @@ class RunConfig:
     gates: GatesConfig = field(default_factory=GatesConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig, metadata=NOT_IDENTITY)
     store: StoreConfig = field(default_factory=StoreConfig, metadata=NOT_IDENTITY)
+    executor: ExecutorConfig = field(default_factory=ExecutorConfig, metadata=NOT_IDENTITY)
 
 
 def to_plain(config: Any) -> dict[str, Any]:

@@ -14,29 +14,6 @@ from ftsuite.errors import ConfigError, FtsuiteError, StageError, one_line
 if TYPE_CHECKING:
     from argparse import Namespace
 
-    from omegaconf import DictConfig
-
-
-def run_cell(config: DictConfig) -> str | Exception:
-    """Run one cell that Hydra composed, and return its status, or what kept it from starting.
-
-    Returned and not raised: Hydra would print lines of its own about it.
-    """
-    from pathlib import Path
-
-    from hydra.core.hydra_config import HydraConfig
-
-    from ftsuite.run import run
-    from ftsuite.studies.compose import chosen_sweep, from_hydra
-    from ftsuite.studies.study import cell_of
-
-    try:
-        hydra = HydraConfig.get()
-        typed = from_hydra(config, chosen_sweep(hydra), hydra.overrides.task)
-        return run(cell_of(typed, Path(typed.store.root))).status
-    except (FtsuiteError, OSError) as error:
-        return error
-
 
 def main(arguments: list[str] | None = None) -> int:
     """Compose, validate and run; return the exit code."""
@@ -44,7 +21,6 @@ def main(arguments: list[str] | None = None) -> int:
     if arguments in (["--help"], ["-h"]):
         print(_help())
         return 0
-    from ftsuite.__main__ import run_cell as importable
     from ftsuite.secrets import redacted_output, refuse_arguments
     from ftsuite.studies import explain
 
@@ -56,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
         if overrides is not None:
             from ftsuite.studies import sweeper
 
-            sweeper.run(sweeper.compose(overrides), importable)
+            sweeper.run(sweeper.compose(overrides))
     except FtsuiteError as error:
         return _fail(error, wants_traceback)
     except explain.COMPOSITION_ERRORS as error:

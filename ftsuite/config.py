@@ -1,7 +1,11 @@
 """The typed configuration: the only home of defaults.
 
-Every field says its unit. YAML in `conf/` sets only what differs from here. A field marked
-`identity=False` cannot change a result and stays out of every store key.
+Every field says its unit. YAML in `conf/` sets only what differs from here. What a field means for
+identity is marked on it, once:
+
+- `NOT_IDENTITY`: it cannot change a result, so it sets no cell apart and is in no stage's key;
+- `NOT_KEY`: it sets cells apart, but is in no stage's key: a label, a path whose content stands for
+  it, or what is judged on records once they are there.
 """
 
 from __future__ import annotations
@@ -10,7 +14,7 @@ import dataclasses
 import os
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, TypeVar
 
 from ftsuite.choices import (
     Answers,
@@ -29,24 +33,27 @@ from ftsuite.choices import (
     Tracker,
 )
 
+S = TypeVar("S")
+
 NOT_IDENTITY = {"identity": False}
+NOT_KEY = {"key": False}
 
 
 @dataclass(kw_only=True, slots=True)
 class ModelConfig:
     """The base model."""
 
-    name: str = "smollm2_135m"
+    name: str = field(default="smollm2_135m", metadata=NOT_KEY)
     """Short name for tables and plots."""
-    id: str = "HuggingFaceTB/SmolLM2-135M-Instruct"
+    id: str = field(default="HuggingFaceTB/SmolLM2-135M-Instruct", metadata=NOT_KEY)
     """Hub id, or a local folder with safetensors and a tokenizer."""
-    revision: str = "main"
+    revision: str = field(default="main", metadata=NOT_KEY)
     """Hub branch, tag or commit; resolved to a commit before use."""
-    source: Source = Source.auto
+    source: Source = field(default=Source.auto, metadata=NOT_KEY)
     """auto: the local cache, then the Hub, then the embedded wheel where there is one."""
-    embedded: str | None = None
+    embedded: str | None = field(default=None, metadata=NOT_KEY)
     """Name of an embedded model (ftsuite/embedded.py) that stands in for `id` without the Hub."""
-    dtype: Dtype = Dtype.auto
+    dtype: Dtype = field(default=Dtype.auto, metadata=NOT_KEY)
     """auto: bfloat16 on CUDA GPUs, float32 elsewhere."""
     pad_token: PadToken = PadToken.eos
     """eos: pad with the end token; new: add a token and resize the embeddings."""
@@ -77,16 +84,16 @@ class ColumnsConfig:
 class DataConfig:
     """Training data: files or a Hub id, their shape, and the splits."""
 
-    name: str | None = "intent"
+    name: str | None = field(default="intent", metadata=NOT_KEY)
     """Short name for tables and the tasks that the suite builds; None: the training file's name."""
-    train: str = "evals/intent/train.jsonl"
+    train: str = field(default="evals/intent/train.jsonl", metadata=NOT_KEY)
     """File (JSON, JSONL, CSV, TSV, Parquet; .gz too) or Hub id (`org/name` or `org/name:config`).
 
     Relative paths are looked up in the working directory, then beside `conf/`.
     """
-    validation: str | None = None
+    validation: str | None = field(default=None, metadata=NOT_KEY)
     """File of the validation split; None cuts it from `train`. Not rows of `train` again."""
-    test: str | None = None
+    test: str | None = field(default=None, metadata=NOT_KEY)
     """File of the test split; None cuts it from `train` (used only when `test_fraction` > 0)."""
     validation_fraction: float = 0.1
     """Share of rows cut for validation when no file is given."""
@@ -104,7 +111,7 @@ class DataConfig:
     header: bool | None = None
     """Whether the first line of a CSV or TSV names its columns; None: found out. Without one the
     columns are called 1, 2, 3."""
-    group: str | None = None
+    group: str | None = field(default=None, metadata=NOT_KEY)
     """Column whose value sorts the held-out rows into groups, for a table by group."""
     answers: Answers = Answers.auto
     """What the answers are, which decides how held-out rows are scored; auto: found out."""
@@ -123,15 +130,15 @@ class DataConfig:
     """Cut rows longer than `max_length` at the end; False drops and counts them."""
     train_limit: int | None = None
     """Train on a seeded subset of so many rows."""
-    validation_limit: int | None = None
-    """Compute the validation loss on a seeded subset of so many rows."""
+    validation_limit: int | None = field(default=None, metadata=NOT_KEY)
+    """Compute the held-out loss on a seeded subset of so many validation rows."""
 
 
 @dataclass(kw_only=True, slots=True)
 class TemplateConfig:
     """How a conversation becomes text, in training, evaluation and probes alike."""
 
-    name: str = "model"
+    name: str = field(default="model", metadata=NOT_KEY)
     """Short name for tables."""
     jinja: str | None = None
     """Chat template (sandboxed Jinja); None takes the model's own."""
@@ -190,15 +197,21 @@ class TrainConfig:
     gradient_checkpointing: bool = False
     seed: int = 0
     """Seed of adapter initialisation, dropout and data order."""
-    eval_every_steps: int | None = None
+    eval_every_steps: int | None = field(default=None, metadata=NOT_KEY)
     """Validation loss every so many steps; None: at the end only."""
     checkpoint_every_steps: int = field(default=20, metadata=NOT_IDENTITY)
     """A killed run goes on from its last checkpoint."""
+
+
+@dataclass(kw_only=True, slots=True)
+class MergeConfig:
+    """The adapter added to the base, and the check that it is the same model."""
+
     shard_bytes: int = 2_000_000_000
     """Largest safetensors file of the merged model, bytes."""
     fidelity_items: int = 16
     """Rows on which adapter and merged model must agree."""
-    fidelity_tolerance: float | None = None
+    fidelity_tolerance: float | None = field(default=None, metadata=NOT_KEY)
     """Largest |Δ log-likelihood| a token between adapter and merged model, nats, for whole rows and
     for trained tokens; None: 1e-3 for float32, 0.25 and 0.4 for bfloat16, 0.05 and 0.1 for float16.
     The merged weights have no tolerance: they are proved byte by byte.
@@ -260,7 +273,7 @@ class EvalsConfig:
 class ProbesConfig:
     """Prompt probes: answers with and without a system prompt."""
 
-    files: list[str] = field(default_factory=list)
+    files: list[str] = field(default_factory=list, metadata=NOT_KEY)
     """Probe names (evals/probes/NAME.yaml, or in a folder of `evals.path`), YAML files, or folders
     of them (docs/probes.md)."""
     limit: int | None = None
@@ -324,7 +337,7 @@ class ExecutorConfig:
 class RunConfig:
     """One cell of a study."""
 
-    study: str | None = None
+    study: str | None = field(default=None, metadata=NOT_IDENTITY)
     """Name of the study; None: the sweep's name."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -332,6 +345,7 @@ class RunConfig:
     packing: PackingConfig = field(default_factory=PackingConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    merge: MergeConfig = field(default_factory=MergeConfig)
     backend: BackendConfig = field(default_factory=BackendConfig)
     evals: EvalsConfig = field(default_factory=EvalsConfig)
     probes: ProbesConfig = field(default_factory=ProbesConfig)
@@ -341,22 +355,26 @@ class RunConfig:
     executor: ExecutorConfig = field(default_factory=ExecutorConfig, metadata=NOT_IDENTITY)
 
 
+def reset(section: S, *names: str) -> S:
+    """A section with these settings at their defaults, as for who does not read them."""
+    fresh: Any = type(section)()
+    unread: Any = {name: getattr(fresh, name) for name in names}
+    whole: Any = section
+    changed: S = dataclasses.replace(whole, **unread)
+    return changed
+
+
 def to_plain(config: Any) -> dict[str, Any]:
     """Return a config dataclass as plain JSON values, everything included."""
     return {f.name: _plain(getattr(config, f.name)) for f in dataclasses.fields(config)}
 
 
-def identity(config: Any, *, without: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Return the fields of a config dataclass that can change a result, as JSON values.
-
-    Args:
-        config: any of the dataclasses above.
-        without: names of further fields to leave out.
-    """
+def identity(config: Any) -> dict[str, Any]:
+    """Return the fields of a config dataclass that set a cell apart, as JSON values."""
     return {
         f.name: identity(value) if dataclasses.is_dataclass(value) else _plain(value)
         for f in dataclasses.fields(config)
-        if f.metadata.get("identity", True) and f.name not in without
+        if f.metadata.get("identity", True)
         for value in [getattr(config, f.name)]
     }
 

@@ -55,6 +55,15 @@ def _reset_device_peak() -> None:
         torch.cuda.reset_peak_memory_stats()
 
 
+def device_bytes() -> int:
+    """Memory allocated on the accelerator now; 0 where torch is not loaded or has none."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return 0
+    now: int = torch.cuda.memory_allocated()
+    return now
+
+
 def _device_peak() -> int:
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_initialized():

@@ -30,11 +30,11 @@ def now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
-def provenance(compute: devices.Compute, *, started_at: str, command: str) -> Provenance:
+def provenance(target: devices.Target, *, started_at: str, command: str) -> Provenance:
     """Describe this machine and this checkout.
 
     Args:
-        compute: device and dtype of the run.
+        target: device and dtype of the run.
         started_at: UTC, ISO 8601.
         command: the command that the study was started with.
     """
@@ -44,8 +44,8 @@ def provenance(compute: devices.Compute, *, started_at: str, command: str) -> Pr
         git_dirty=bool(_git("status", "--porcelain", "--untracked-files=no")),
         python=platform.python_version(),
         platform=f"{sys.platform} {platform.machine()}",
-        device=devices.describe(compute.device),
-        dtype=compute.dtype,
+        device=devices.describe(target.device),
+        dtype=target.dtype,
         versions=versions(*PACKAGES),
         started_at=started_at,
         finished_at=now(),

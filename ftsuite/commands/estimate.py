@@ -30,7 +30,7 @@ TURN_TOKENS = 6
 """Tokens that a template adds around a message, about."""
 GENERATED = 6
 """Scored tokens that take as long as a generated one; measured with SmolLM2-135M on 2 CPU cores."""
-DATA_SECONDS, MERGE_SECONDS = 5.0, 10.0
+DATA_SECONDS, MERGE_SECONDS, CHECK_SECONDS = 5.0, 10.0, 5.0
 """Where no earlier run tells: reading and tokenising a small file; merging a small model."""
 
 
@@ -68,7 +68,7 @@ def speeds(runs: Iterable[RunRecord], device: str, config: RunConfig) -> Speeds:
     for run in alike:
         for stage in run.stages:
             # A shared stage stands in the record of every cell that uses it.
-            kind = stage.stage.partition("-")[0]
+            kind = stage.stage.partition("-")[0].partition(" ")[0]
             is_other = kind == "probe" and run.config.get("probes") != probes
             if stage.key not in seen and stage.seconds > 0 and not is_other:
                 seen.add(stage.key)
@@ -101,8 +101,7 @@ def _tokens_of(run: RunRecord, stage: str) -> int:
     # The seconds of a resumed training leave out what went before.
     if stage == "train" and run.train and not run.train.resumed_from_step:
         return run.train.tokens
-    scores = {"eval-base": run.base, "eval-tuned": run.tuned}.get(stage)
-    return scores.tokens if scores else 0
+    return 0
 
 
 def _rate(spent: list[tuple[int, float]]) -> float | None:

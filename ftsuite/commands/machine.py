@@ -95,7 +95,7 @@ def _gpus() -> list[dict[str, Any]]:
 
 def chosen() -> dict[str, str]:
     """Device and dtype that backend.device=auto and model.dtype=auto stand for."""
-    compute = devices.resolve(BackendConfig(), ModelConfig())
+    compute = devices.resolve(BackendConfig(), ModelConfig(), devices.probe())
     return {"device": compute.device, "dtype": compute.dtype}
 
 

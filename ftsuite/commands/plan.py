@@ -12,11 +12,13 @@ from ftsuite.commands.cached import cached_base
 from ftsuite.commands.display import one_line, table, write, write_json
 from ftsuite.commands.selection import overrides
 from ftsuite.config import to_plain
+from ftsuite.jsonfile import canonical
 from ftsuite.models.sources import Base
+from ftsuite.recipe import recipe
 from ftsuite.records import ModelIdentity
 from ftsuite.reporting import formats as fmt
-from ftsuite.stages import chain
-from ftsuite.store.entries import canonical, lookup
+from ftsuite.stages import BaseModel
+from ftsuite.store.computing import lookup
 from ftsuite.studies import study, sweeper
 
 if TYPE_CHECKING:
@@ -91,28 +93,29 @@ def _cell(
     root: Path,
     runs: Sequence[RunRecord],
 ) -> PlannedCell:
-    compute = devices.resolve(config.backend, config.model)
-    speeds = estimate.speeds(runs, devices.describe(compute.device), config)
-    stages = chain(config, compute, base or _stand_in(config), root, label)
+    target = devices.resolve(config.backend, config.model, devices.probe())
+    speeds = estimate.speeds(runs, devices.describe(target.device), config)
+    stages = recipe(config, target, (base or _stand_in(config)).model)
     data = lookup(root, stages.data) if base else None
     tokens = (
         estimate.stored_tokens(data.record, config.train) if data else estimate.file_tokens(config)
     )
+    evals, probes = max(1, len(config.evals.tasks)), max(1, len(stages.base.probes))
+    score = score_estimate.score_tokens(config, runs, base.folder if base else None, root)
     costs = {
+        "check": estimate.CHECK_SECONDS,
+        "loss": estimate.CHECK_SECONDS,
         "data": speeds.seconds.get("data", estimate.DATA_SECONDS),
         "merge": speeds.seconds.get("merge", estimate.MERGE_SECONDS),
         "train": None if tokens is None else tokens / speeds.train,
-        "eval": _over(
-            score_estimate.score_tokens(config, runs, base.folder if base else None, root),
-            speeds.score,
-        ),
+        "eval": _over(score, speeds.score * evals),
         "probe": speeds.seconds.get("probe")
-        or _over(estimate.probe_tokens(config.probes, config.evals.path), speeds.score),
+        or _over(estimate.probe_tokens(config.probes, config.evals.path), speeds.score * probes),
     }
     planned = []
     for name, spec in stages.named():
         stored = base is not None and lookup(root, spec) is not None
-        seconds = 0.0 if stored else costs[spec.name]
+        seconds = 0.0 if stored else costs[spec.NAME]
         planned.append(
             PlannedStage(
                 stage=name,
@@ -125,8 +128,8 @@ def _cell(
         label=label,
         run_id=run_id,
         has_model=base is not None,
-        device=compute.device,
-        dtype=compute.dtype,
+        device=target.device,
+        dtype=target.dtype,
         speeds=speeds,
         train_tokens=tokens,
         tokens_estimated=data is None,
@@ -137,7 +140,8 @@ def _cell(
 def _stand_in(config: RunConfig) -> Base:
     """A base without weights: its keys tell which cells share a stage, and nothing else."""
     identity = ModelIdentity(id=config.model.id, source="hub", revision=TO_BE_FETCHED)
-    return Base(identity=identity, folder=Path(TO_BE_FETCHED))
+    model = BaseModel(source="hub", revision=TO_BE_FETCHED, hub_id=config.model.id)
+    return Base(identity=identity, folder=Path(TO_BE_FETCHED), model=model)
 
 
 def _over(tokens: int | None, speed: float) -> float | None:

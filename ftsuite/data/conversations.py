@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ftsuite import progress
 from ftsuite.data import readers, shapes, textfile
 from ftsuite.data.columnnames import listed
 from ftsuite.data.columns import find_layout, with_row
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     from ftsuite.config import DataConfig
     from ftsuite.data.columns import Layout
     from ftsuite.data.shapes import Conversation
+    from ftsuite.events import Events
 
 WRONG_TURNS = "turns do not alternate user and assistant"
 EMPTY = "an answer, or the text, is empty or white space"
@@ -53,7 +53,7 @@ def sources(data: DataConfig) -> list[tuple[SplitName, str]]:
 
 
 def read(
-    data: DataConfig, dropped: Counter[str], scratch: Path | None, cell: str | None
+    data: DataConfig, dropped: Counter[str], scratch: Path | None, events: Events
 ) -> SourceRows:
     """Return the conversations of each given source, and how they were read.
 
@@ -61,7 +61,7 @@ def read(
         data: where rows come from and which columns hold what.
         dropped: counts the rows that are left out, by reason.
         scratch: folder for temporary files.
-        cell: the cell's place in the sweep, for the display; None shows nothing.
+        events: told how far reading is.
 
     Raises:
         ConfigError: there is no column `data.group`.
@@ -88,8 +88,8 @@ def read(
                 reasons[reason] += 1
             else:
                 pool.append(messages, group)
-            if cell and number % READ_NOTE_ROWS == 0:
-                progress.note(cell, f"read {number:,} rows of {public_name(source)}")
+            if number % READ_NOTE_ROWS == 0:
+                events.note(f"read {number:,} rows of {public_name(source)}")
         if not pool:
             raise DataError(
                 f"{source}: the {name} split is empty, since all {sum(reasons.values())} rows were "

@@ -11,11 +11,9 @@ import json
 import math
 import os
 from collections import Counter
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ftsuite import progress
 from ftsuite.choices import Loss, Packing, Shape
 from ftsuite.data import conversations, overlap, readers, shapes, specialtext, tokenrows
 from ftsuite.data.packing import Sequence, single
@@ -23,7 +21,8 @@ from ftsuite.data.splits import Conversations, Split, SplitName, subset_note, ta
 from ftsuite.data.tokenise import tokenise
 from ftsuite.data.tokenrows import PackedRows, StoredRows, TokenRows
 from ftsuite.errors import DataError
-from ftsuite.models import templates, turns
+from ftsuite.events import silent
+from ftsuite.models import loading, sources, templates, turns
 from ftsuite.records import DataSummary
 
 if TYPE_CHECKING:
@@ -33,6 +32,9 @@ if TYPE_CHECKING:
     from ftsuite.config import DataConfig, PackingConfig
     from ftsuite.data.shapes import Conversation
     from ftsuite.data.tokenise import Tokens
+    from ftsuite.events import Events
+    from ftsuite.stages import PrepareData
+    from ftsuite.store.stage import Folders
 
 TOO_LONG = "longer than data.max_length"
 NOTHING_TRAINED = "no token to train on within data.max_length"
@@ -77,24 +79,50 @@ class CutRows:
     """What the columns were taken for, and which rows splits share or would have shared."""
 
 
-def cut_rows(data: DataConfig, scratch: Path | None = None, cell: str | None = None) -> CutRows:
+def cut_rows(
+    data: DataConfig, scratch: Path | None = None, events: Events | None = None
+) -> CutRows:
     """Read the rows and cut them into splits, without tokenising.
 
     Args:
         data: where rows come from and how they are cut.
         scratch: folder for temporary files, which go with the result.
-        cell: the cell's place in the sweep, for the display; None shows nothing.
+        events: told how far the work is.
 
     Raises:
         DataError: a file, row or split cannot be used, or two files share too many rows.
     """
     dropped = Counter[str]()
-    read = conversations.read(data, dropped, scratch, cell)
+    read = conversations.read(data, dropped, scratch, events or silent())
     splits, notes = overlap.divide(read.pools, data, scratch)
     # After the cut: a system message must not move rows from one split to another.
     splits = {name: rows.with_system(data.system) for name, rows in splits.items()}
     return CutRows(
         splits=splits, shape=read.layout.shape, dropped=dropped, notes=(*read.notes, *notes)
+    )
+
+
+def prepare_data(stage: PrepareData, folders: Folders, out: Path, events: Events) -> DataSummary:
+    """Compute the data stage.
+
+    Raises:
+        DataError: a file, row or split cannot be used, or a file has changed since it was planned.
+    """
+    tokenizer = loading.load_tokenizer(sources.locate(stage.base, folders), stage.settings)
+    templates.install(tokenizer, stage.template)
+    if source_sha256(stage.data) != stage.source_sha256:
+        raise DataError(
+            f"{stage.data.train}: the rows have changed since the study was planned; run the same "
+            "command again"
+        )
+    return prepare(
+        stage.data,
+        stage.packing,
+        Loss(stage.loss),
+        tokenizer,
+        out,
+        events=events,
+        processes=stage.processes,
     )
 
 
@@ -105,7 +133,7 @@ def prepare(
     tokenizer: Any,
     folder: Path,
     *,
-    cell: str | None = None,
+    events: Events | None = None,
     processes: int | None = None,
 ) -> DataSummary:
     """Read, shape, split, tokenise and pack the data into `folder/{train,validation,test}.arrow`.
@@ -116,14 +144,14 @@ def prepare(
         loss: which tokens are trained.
         tokenizer: with the template installed (`templates.install`).
         folder: an existing folder for the Arrow files, and for temporary ones.
-        cell: the cell's place in the sweep, for the display; None shows nothing.
+        events: told how far the work is.
         processes: that tokenise many rows; None: one a core.
 
     Raises:
         DataError: a file, row or split cannot be used.
     """
     splits, summary = build(
-        data, packing, loss, tokenizer, scratch=folder, cell=cell, processes=processes
+        data, packing, loss, tokenizer, scratch=folder, events=events, processes=processes
     )
     for split in splits:
         tokenrows.write(folder / f"{split.name}.arrow", split.sequences)
@@ -137,7 +165,7 @@ def build(
     tokenizer: Any,
     *,
     scratch: Path | None = None,
-    cell: str | None = None,
+    events: Events | None = None,
     processes: int | None = None,
 ) -> tuple[list[Split], DataSummary]:
     """Do what `prepare` does, without writing; `scratch` is for temporary files.
@@ -145,16 +173,15 @@ def build(
     Raises:
         DataError: a file, row or split cannot be used.
     """
-    complete = cut_rows(data, scratch, cell)
+    complete = cut_rows(data, scratch, events)
     dropped = Counter(complete.dropped)
     subsets = take_subsets(complete.splits, data)
     rows_of = functools.partial(_tokenise_conversation, loss=loss)
     processes = processes or _cores()
-    sources = dict(conversations.sources(data))
+    given = dict(conversations.sources(data))
     total, splits = sum(map(len, subsets.values())), list[Split]()
     systems, made, special = Counter[str](), Counter[str](), Counter[str]()
-    shown = progress.stage(cell, "tokenise", total, "rows") if cell else nullcontext(_unseen)
-    with shown as advance:
+    with (events or silent()).progress("tokenise", total, "rows") as advance:
         for name, kept in subsets.items():
             asked = specialtext.counted(kept, tokenizer, special)
             asked = _with_systems(asked, systems) if name == "train" else asked
@@ -167,7 +194,7 @@ def build(
                 available=len(complete.splits[name]),
                 rows=TokenRows(scratch),
                 # A split without a source of its own was cut from the training rows.
-                source=conversations.public_name(sources.get(name, data.train)),
+                source=conversations.public_name(given.get(name, data.train)),
             )
             _keep(split, _counted(tokenised, advance, name, made), data, packing, dropped)
             split.rewritten = len(kept) if made[name] > len(kept) else 0
@@ -223,10 +250,6 @@ def _with_systems(
             text = first["content"] if first["role"] == "system" else None
             systems[digest_of_system(text)] += 1
         yield messages
-
-
-def _unseen(_: int) -> None:
-    """Take the place of a display that nobody asked for."""
 
 
 def load_split(folder: Path, name: SplitName) -> StoredRows:

@@ -242,9 +242,11 @@ def _whole_groups(groups: Any, size: int) -> Any:
 def take_subsets(
     splits: dict[SplitName, Conversations], data: DataConfig
 ) -> dict[SplitName, Conversations]:
-    """Take the first so many rows of the seeded order: smaller subsets lie inside larger ones."""
-    limits = {"train": data.train_limit, "validation": data.validation_limit}
-    return {name: rows[: limits.get(name)] for name, rows in splits.items()}
+    """Take the first so many training rows of the seeded order.
+
+    Smaller subsets lie inside larger ones. Of the other splits, whoever scores takes a subset.
+    """
+    return {**splits, "train": splits["train"][: data.train_limit]}
 
 
 def subset_note(splits: list[Split], data: DataConfig) -> str:

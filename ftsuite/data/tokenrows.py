@@ -143,11 +143,12 @@ class StoredRows(_Lazy):
         self._path = path
         self._table = pyarrow.ipc.open_stream(pyarrow.memory_map(str(path))).read_all()
 
-    def dataset(self) -> Any:
-        """The same as a memory-mapped `datasets.Dataset`."""
+    def dataset(self, rows: int | None = None) -> Any:
+        """The first so many, or all, as a memory-mapped `datasets.Dataset`."""
         from datasets import Dataset
 
-        return Dataset.from_file(str(self._path))
+        whole = Dataset.from_file(str(self._path))
+        return whole if rows is None or rows >= len(whole) else whole.select(range(rows))
 
     def __len__(self) -> int:
         return int(self._table.num_rows)

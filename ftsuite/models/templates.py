@@ -132,6 +132,11 @@ def installed(tokenizer: Any) -> Installed:
     return found
 
 
+def digest(tokenizer: Any) -> str:
+    """Sha256 of the installed Jinja text, as 64 hex digits."""
+    return hashlib.sha256(tokenizer.chat_template.encode()).hexdigest()
+
+
 def switches_text(tokenizer: Any) -> str:
     """The template's switches as they are set, such as '{"enable_thinking": false}'."""
     return json.dumps(installed(tokenizer).switches, sort_keys=True)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from ftsuite.errors import DataError, StageError
-from ftsuite.models import loading, templates, turns
+from ftsuite.models import embedded, loading, templates, turns, warm
 from ftsuite.records import Conditions, MetricScores, Scores
 from ftsuite.scoring import documents, fitting, metric_checks, metrics, proof, samples, tasks
 from ftsuite.scoring.harness import build_harness
@@ -15,63 +16,64 @@ from ftsuite.scoring.harness import build_harness
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from ftsuite.config import EvalsConfig, RunConfig
-    from ftsuite.devices import Compute
+    from ftsuite.config import EvalsConfig
+    from ftsuite.devices import Target
+    from ftsuite.events import Events
     from ftsuite.scoring.documents import Document
+    from ftsuite.stages import Evaluate
+    from ftsuite.store.stage import Folders
 
-VERSION = 3
-"""3: documents.jsonl.gz, groups."""
 
-
-def evaluate(
-    config: RunConfig,
-    compute: Compute,
-    folder: Path,
-    root: Path,
-    cell: str,
-    what: str,
-    *,
-    into: Path | None = None,
-) -> Scores:
-    """Score the model in `folder` on the configured tasks.
-
-    Args:
-        config: the cell's configuration.
-        compute: device and dtype.
-        folder: base or merged model.
-        root: the store, where the standard suite's documents are kept.
-        cell: the cell's place in the sweep, for the display.
-        what: 'eval base' or 'eval tuned', for the display.
-        into: folder for the documents with their answers (documents.py); None writes none.
+def evaluate(stage: Evaluate, folders: Folders, out: Path, events: Events) -> Scores:
+    """Score a model on one task, or on one group of tasks, and keep every document.
 
     Raises:
         ConfigError: a task has a metric that cannot be scored.
         DataError: a task's documents are missing, or its system prompt gets lost in the template.
         StageError: lm-eval would score other tokens than training trains.
     """
-    from lm_eval.tasks import TaskManager
-
-    loaded = tasks.load(config.evals, root)
+    evals, target = _with_folders(stage, folders), stage.target
+    standard = embedded.standard_folder(folders[stage.standard.key]) if stage.standard else None
+    loaded = tasks.load(evals, standard)
     metric_checks.check(loaded)
-    picked = {t.task.config.task: _subset(t, config.evals) for t in loaded}
+    picked = {t.task.config.task: _subset(t, evals) for t in loaded}
     tasks.check_documents(loaded, picked)
     samples.check_groups(loaded, picked)
-    tokenizer = loading.load_tokenizer(folder, config.model)
-    template = templates.install(tokenizer, config.template)
-    model = loading.load_model(
-        folder, tokenizer, config.model, device=compute.device, dtype=compute.dtype
-    )
+    with warm.model(stage.model, folders, target) as (model, tokenizer):
+        return _scored(evals, target, loaded, picked, model, tokenizer, out, events)
+
+
+def _with_folders(stage: Evaluate, folders: Folders) -> EvalsConfig:
+    """The settings, with the folder that has the held-out rows' tasks among those searched."""
+    if stage.held_out is None:
+        return stage.evals
+    path = [str(folders[stage.held_out.key]), *stage.evals.path]
+    return dataclasses.replace(stage.evals, path=path)
+
+
+def _scored(
+    evals: EvalsConfig,
+    target: Target,
+    loaded: list[tasks.LoadedTask],
+    picked: dict[str, list[int]],
+    model: Any,
+    tokenizer: Any,
+    out: Path,
+    events: Events,
+) -> Scores:
     ends = turns.end_tokens(model, tokenizer)
     generation, ignored = loading.plain_generation(model, ends, tokenizer.pad_token_id)
-    harness = build_harness(model, tokenizer, config.evals.batch_size, cell, what)
+    harness = build_harness(model, tokenizer, evals.batch_size, events)
     by_name = {t.task.config.task: t.task for t in loaded}
     picked, left_out = fitting.fitting(by_name, harness, picked)
     proof.whole_answers(by_name, tokenizer, picked)
     bos = proof.prove(by_name, harness, picked)
+    from lm_eval.tasks import TaskManager
+
     results = _simple_evaluate(
         model=harness,
         tasks=[t.task for t in loaded],
-        num_fewshot=config.evals.num_fewshot,
+        num_fewshot=evals.num_fewshot,
         samples=picked,
         # The tasks are built already: no need to index lm-eval's 14,000 YAML files again.
         task_manager=TaskManager(include_defaults=False),
@@ -79,16 +81,16 @@ def evaluate(
         log_samples=True,
         apply_chat_template=True,
         fewshot_as_multiturn=True,
-        fewshot_random_seed=config.evals.fewshot_seed,
+        fewshot_random_seed=evals.fewshot_seed,
     )
     conditions = Conditions(
         harness=metadata.version("lm_eval"),
-        engine=engine(),
-        device=compute.device,
-        device_name=compute.device_name,
-        dtype=compute.dtype,
-        batch_size=config.evals.batch_size,
-        template_sha256=template,
+        engine=", ".join(f"{name} {version}" for name, version in target.versions.items()),
+        device=target.device,
+        device_name=target.device_name,
+        dtype=target.dtype,
+        batch_size=evals.batch_size,
+        template_sha256=templates.digest(tokenizer),
         system_prompt=_digest(*(t.task.config.description or "" for t in loaded)),
         template_switches=templates.switches_text(tokenizer),
         system_place=templates.installed(tokenizer).place.value,
@@ -96,13 +98,12 @@ def evaluate(
         bos=bos,
         num_fewshot=", ".join(f"{t.task.config.task}: {t.task.config.num_fewshot}" for t in loaded)
         + "; as turns",
-        seeds=f"fewshot {config.evals.fewshot_seed}, subset {config.evals.subset_seed}",
+        seeds=f"fewshot {evals.fewshot_seed}, subset {evals.subset_seed}",
         attention=str(model.config._attn_implementation),
         generation="; ".join([generation, *_sampled(loaded)]),
     )
     scored, kept = _grouped(loaded, results, harness)
-    if into is not None:
-        documents.write(into / documents.FILE, kept)
+    documents.write(out / documents.FILE, kept)
     return Scores(
         conditions=conditions,
         metrics=scored,
@@ -134,15 +135,6 @@ def _sampled(loaded: list[tasks.LoadedTask]) -> list[str]:
             shown = ", ".join(f"{key}={value}" for key, value in sorted(own.items()))
             said.append(f"{item.task.config.task}: sampled, {shown}")
     return said
-
-
-def engine() -> str:
-    """Versions of the libraries that compute the scores; imports none of them."""
-    names = (
-        *("torch", "transformers", "tokenizers", "lm_eval", "sacrebleu", "scikit-learn", "numpy"),
-        *("rouge-score", "jsonschema"),
-    )
-    return ", ".join(f"{name} {metadata.version(name)}" for name in names)
 
 
 def _subset(loaded: tasks.LoadedTask, config: EvalsConfig) -> list[int]:

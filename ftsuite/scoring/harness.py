@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ftsuite import progress
 from ftsuite.errors import DataError
 from ftsuite.models import templates, turns
 
+if TYPE_CHECKING:
+    from ftsuite.events import Events
 
-def build_harness(model: Any, tokenizer: Any, batch_size: int, cell: str, what: str) -> Any:
+
+def build_harness(model: Any, tokenizer: Any, batch_size: int, events: Events) -> Any:
     """Wrap a loaded model for lm-eval.
 
     Args:
@@ -19,8 +21,7 @@ def build_harness(model: Any, tokenizer: Any, batch_size: int, cell: str, what: 
             special tokens, so an end token that is only a stop string could not be found again.
         tokenizer: with the template installed.
         batch_size: documents a forward pass.
-        cell: the cell's place in the sweep, for the display.
-        what: 'eval base' or 'eval tuned', for the display.
+        events: told how far scoring is.
     """
     from lm_eval import evaluator
     from lm_eval.models.huggingface import HFLM
@@ -102,7 +103,7 @@ def build_harness(model: Any, tokenizer: Any, batch_size: int, cell: str, what: 
             # One-token continuations of one context share a forward pass.
             contexts = {tuple(context + answer[:-1]) for _, context, answer in requests}
             total = sum(len(context) for context in contexts)
-            with progress.stage(cell, f"{what}, log-likelihood", total, "tokens") as self.advance:
+            with events.progress("log-likelihood", total, "tokens") as self.advance:
                 return super()._loglikelihood_tokens(requests, disable_tqdm=True, **rest)
 
         def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
@@ -114,9 +115,7 @@ def build_harness(model: Any, tokenizer: Any, batch_size: int, cell: str, what: 
 
         def generate_until(self, requests: Any, disable_tqdm: bool = False) -> Any:
             stopped = [_stopped(request, self.tokenizer) for request in requests]
-            with progress.stage(
-                cell, f"{what}, generation", len(requests), "answers"
-            ) as self.advance:
+            with events.progress("generation", len(requests), "answers") as self.advance:
                 answers = super().generate_until(stopped, disable_tqdm=True)
             return [turns.bare_answer(self.tokenizer, answer) for answer in answers]
 

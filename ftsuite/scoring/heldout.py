@@ -9,64 +9,60 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ftsuite import provenance
 from ftsuite.choices import Answers
-from ftsuite.config import identity
+from ftsuite.config import reset
 from ftsuite.data import prepare as data_module
 from ftsuite.data import shapes
 from ftsuite.errors import ConfigError
 from ftsuite.resources import evals_dir
 from ftsuite.scoring import answers, heldout_tasks, labelnotes
-from ftsuite.store.entries import StageSpec, file_digest, run_stage
+from ftsuite.stagerecords import HeldOutTasks
+from ftsuite.stages import BuildHeldOut
+from ftsuite.store.computing import compute
+from ftsuite.store.entries import file_digest
 
 if TYPE_CHECKING:
     from ftsuite.config import DataConfig, EvalsConfig, RunConfig
     from ftsuite.data.shapes import Conversation
     from ftsuite.data.splits import Conversations, SplitName
+    from ftsuite.events import Events
+    from ftsuite.store.stage import Folders
 
-VERSION = 2
-STAGE = "heldout"
 HELD_OUT: tuple[SplitName, ...] = ("validation", "test")
-NOT_READ = (
-    *("name", "train", "validation", "test", "max_length", "truncate"),
-    *("train_limit", "validation_limit"),
-)
-"""Fields of the data that do not change what is held out; content stands for the paths."""
 MOST_DOCUMENTS = 10_000
 """Held-out rows that become documents: each command reads all of them."""
 TURNS = "turns"
 """Field of a document with its whole conversation, for those that lm-eval cannot hold."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HeldOut:
-    """The tasks that were built from the held-out rows."""
+def stage_of(data: DataConfig, evals: EvalsConfig) -> BuildHeldOut:
+    """The stage that builds the tasks of a data set's held-out rows.
 
-    name: str
-    kind: str
-    """labels, json, number or text; prose for rows of plain text."""
-    labels: tuple[str, ...]
-    tasks: tuple[str, ...]
-    """Validation tasks first."""
-    limits: dict[str, int]
-    """Documents to score where the limit of every task would take too long."""
-    rank_by: str
-    headline: str
-    rows: dict[str, int]
-    """Rows of each split."""
-    documents: dict[str, int]
-    """Documents of each split."""
-    data_notes: tuple[str, ...]
-    """What the data stage says too: columns, rows that were kept on one side."""
-    notes: tuple[str, ...]
-    """What the answers are, and what was not built."""
+    Args:
+        data: the rows; its `name` is set.
+        evals: for `max_new_tokens`.
+
+    Raises:
+        DataError: a file is missing.
+    """
+    assert data.name is not None
+    # What is cut off at the end, or not trained on, is held out all the same.
+    return BuildHeldOut(
+        name=data.name,
+        source_sha256=data_module.source_sha256(data),
+        data=reset(data, "max_length", "truncate", "train_limit"),
+        group=data.group,
+        max_new_tokens=evals.max_new_tokens,
+        scoring_sha256=file_digest(_scoring()),
+        versions=provenance.versions("genson", "rensa"),
+    )
 
 
-def build(data: DataConfig, evals: EvalsConfig, root: Path) -> tuple[HeldOut, Path]:
+def build(data: DataConfig, evals: EvalsConfig, root: Path) -> tuple[HeldOutTasks, Path]:
     """The tasks of a data set's held-out rows and the folder they are in; built once.
 
     Args:
@@ -78,22 +74,13 @@ def build(data: DataConfig, evals: EvalsConfig, root: Path) -> tuple[HeldOut, Pa
         ConfigError: no validation or no test rows.
         DataError: a file or a row cannot be used.
     """
-    spec = StageSpec(
-        name=STAGE,
-        version=VERSION,
-        inputs={
-            "name": data.name,
-            "source": data_module.source_sha256(data),
-            "data": identity(data, without=NOT_READ),
-            "max_new_tokens": evals.max_new_tokens,
-            "scoring": file_digest(_scoring()),
-            "engine": provenance.versions("genson", "rensa"),
-        },
-        record=HeldOut,
-        compute=lambda folder: _write(data, evals, folder),
-    )
-    entry = run_stage(root, spec)
+    entry = compute(root, stage_of(data, evals))
     return entry.record, entry.folder
+
+
+def build_tasks(stage: BuildHeldOut, _: Folders, out: Path, __: Events) -> HeldOutTasks:
+    """Cut the rows, find out what the answers are, and write YAML and documents to `out`."""
+    return _write(stage.data, stage.max_new_tokens, out)
 
 
 def lines(config: RunConfig) -> list[str]:
@@ -160,7 +147,7 @@ def _scoring() -> Path:
     return evals_dir() / "held_out" / "scoring.py"
 
 
-def _write(data: DataConfig, evals: EvalsConfig, folder: Path) -> HeldOut:
+def _write(data: DataConfig, max_new_tokens: int | None, folder: Path) -> HeldOutTasks:
     complete = data_module.cut_rows(data, folder)
     splits = complete.splits
     facts = _facts(splits, data)
@@ -182,11 +169,11 @@ def _write(data: DataConfig, evals: EvalsConfig, folder: Path) -> HeldOut:
     if facts and facts.labels:
         notes += labelnotes.notes(splits, facts.labels)
     assert data.name is not None
-    made_tasks = heldout_tasks.tasks(data.name, facts, fields, evals.max_new_tokens)
+    made_tasks = heldout_tasks.tasks(data.name, facts, fields, max_new_tokens)
     for task in made_tasks.tasks:
         (folder / f"{task['task']}.yaml").write_text(heldout_tasks.yaml_text(task), "utf-8")
     shutil.copyfile(_scoring(), folder / "scoring.py")
-    return HeldOut(
+    return HeldOutTasks(
         name=data.name,
         kind=facts.kind.value if facts else "prose",
         labels=facts.labels if facts else (),

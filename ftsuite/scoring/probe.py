@@ -2,60 +2,59 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ftsuite import progress
-from ftsuite.models import loading, templates, turns
+from ftsuite.errors import DataError
+from ftsuite.models import loading, templates, turns, warm
 from ftsuite.models.loglikelihood import mean_log_likelihoods
 from ftsuite.records import ProbeAnswer, ProbeContrast, ProbeReport, ProbeResult, ProbeSystem
 from ftsuite.scoring import checks, proof
 from ftsuite.scoring.probefiles import read_probes
+from ftsuite.store.entries import file_digest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
-    from ftsuite.config import ProbesConfig, RunConfig
-    from ftsuite.devices import Compute
-    from ftsuite.scoring.probefiles import Contrast, Probe
+    from ftsuite.config import ProbesConfig
+    from ftsuite.events import Events
+    from ftsuite.scoring.probefiles import Contrast
+    from ftsuite.scoring.probefiles import Probe as ProbeFile
+    from ftsuite.stages import Probe
+    from ftsuite.store.stage import Folders
 
     Verdicts = Sequence[tuple[str, checks.Check]]
     """Checks with their kinds."""
 
-VERSION = 3
 
-
-def probe(config: RunConfig, compute: Compute, folder: Path, cell: str, what: str) -> ProbeReport:
-    """Ask the model in `folder` every probe's questions, with each system prompt and without.
-
-    Args:
-        config: the cell's configuration.
-        compute: device and dtype.
-        folder: base or merged model.
-        cell: the cell's place in the sweep, for the display.
-        what: 'probe base' or 'probe tuned', for the display.
+def probe(stage: Probe, folders: Folders, _: Path, events: Events) -> ProbeReport:
+    """Ask a model a probe's questions, with each system prompt and without.
 
     Raises:
         DataError: the template drops a system prompt; nothing would be measured.
         StageError: other tokens would be scored than training trains.
     """
-    tokenizer = loading.load_tokenizer(folder, config.model)
-    templates.install(tokenizer, config.template)
-    probes = read_probes(config.probes, config.evals.path)
-    for one in probes:
+    config = stage.probes
+    asked = read_probes(config)
+    if [file_digest(Path(name)) for name in config.files] != [stage.sha256]:
+        raise DataError(
+            f"{config.files[0]}: the probe has changed since the study was planned; run the same "
+            "command again"
+        )
+    tokenizer = loading.load_tokenizer(warm.locate(stage.model, folders), stage.model.settings)
+    templates.install(tokenizer, stage.model.template)
+    for one in asked:
         _prove(one, tokenizer)
-    model = loading.load_model(
-        folder, tokenizer, config.model, device=compute.device, dtype=compute.dtype
-    )
-    ends = turns.end_tokens(model, tokenizer)
-    generation, ignored = loading.plain_generation(model, ends, tokenizer.pad_token_id)
-    results = [_probe_one(one, model, tokenizer, config.probes, cell, what) for one in probes]
+    with warm.model(stage.model, folders, stage.target) as (model, tokenizer):
+        ends = turns.end_tokens(model, tokenizer)
+        generation, ignored = loading.plain_generation(model, ends, tokenizer.pad_token_id)
+        results = [_probe_one(one, model, tokenizer, config, events) for one in asked]
     settings = {
-        "max_new_tokens": config.probes.max_new_tokens,
-        "temperature": config.probes.temperature,
-        "top_p": config.probes.top_p,
-        "batch_size": config.probes.batch_size,
-        "seed": config.probes.seed,
+        "max_new_tokens": config.max_new_tokens,
+        "temperature": config.temperature,
+        "top_p": config.top_p,
+        "batch_size": config.batch_size,
+        "seed": config.seed,
         "model": generation,
         "ignored": ignored,
     }
@@ -63,12 +62,12 @@ def probe(config: RunConfig, compute: Compute, folder: Path, cell: str, what: st
 
 
 def _probe_one(
-    one: Probe, model: Any, tokenizer: Any, config: ProbesConfig, cell: str, what: str
+    one: ProbeFile, model: Any, tokenizer: Any, config: ProbesConfig, events: Events
 ) -> ProbeResult:
     prompts = one.prompts[: config.limit]
     texts = [*(system.text for system in one.systems), None]
     rendered = [render_prompt(tokenizer, text, prompt) for text in texts for prompt in prompts]
-    with progress.stage(cell, f"{what}, {one.name}", len(rendered), "answers") as advance:
+    with events.progress("answers", len(rendered), "answers") as advance:
         said = _generate(model, tokenizer, rendered, config, advance)
     *with_system, without = [
         list(zip(prompts, said[start : start + len(prompts)], strict=True))
@@ -102,7 +101,7 @@ def _verdicts(specs: Sequence[dict[str, Any]], name: str) -> Verdicts:
     return [(spec["kind"], checks.build(spec, f"probe {name}")) for spec in specs]
 
 
-def _prove(one: Probe, tokenizer: Any) -> None:
+def _prove(one: ProbeFile, tokenizer: Any) -> None:
     """Prove every prompt of a probe, with each system prompt and without, before any pass."""
     for text in (*(system.text for system in one.systems), None):
         for prompt in one.prompts:
@@ -196,7 +195,7 @@ def _answer(tokenizer: Any, ids: list[int]) -> str:
     return turns.bare_answer(tokenizer, text).strip()
 
 
-def _asked_contrasts(one: Probe, limit: int | None) -> list[tuple[str, str | None, Contrast]]:
+def _asked_contrasts(one: ProbeFile, limit: int | None) -> list[tuple[str, str | None, Contrast]]:
     """The contrasts to score: name and text of the system prompt (None without one), contrast."""
     shared = one.contrasts[:limit]
     asked: list[tuple[str, str | None, Contrast]] = []
@@ -208,7 +207,7 @@ def _asked_contrasts(one: Probe, limit: int | None) -> list[tuple[str, str | Non
 
 
 def _contrasts(
-    one: Probe, model: Any, tokenizer: Any, config: ProbesConfig
+    one: ProbeFile, model: Any, tokenizer: Any, config: ProbesConfig
 ) -> tuple[ProbeContrast, ...]:
     asked = _asked_contrasts(one, config.limit)
     rows = []

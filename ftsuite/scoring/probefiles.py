@@ -88,17 +88,26 @@ def read_probes(config: ProbesConfig, folders: Sequence[str] = ()) -> list[Probe
     return list(found.values())
 
 
-def identity(config: ProbesConfig, folders: Sequence[str] = ()) -> dict[str, str]:
-    """What the answers depend on besides the settings: the files' contents, by probe name.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NamedProbe:
+    """A probe's file, its content's digest, and the name that it gives the probe."""
+
+    name: str
+    path: Path
+    sha256: str
+
+
+def named(config: ProbesConfig, folders: Sequence[str] = ()) -> list[NamedProbe]:
+    """The configured probes, in order, without what they ask.
 
     Raises:
         ConfigError: a file is missing or malformed.
     """
-    return {
-        _name_in(entry, path, digest): digest
+    return [
+        NamedProbe(name=_name_in(entry, path, digest), path=path, sha256=digest)
         for entry, path in _files(config, folders)
         for digest in [file_digest(path)]
-    }
+    ]
 
 
 @functools.cache

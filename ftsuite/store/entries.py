@@ -165,14 +165,14 @@ def run_stage(
     return Entry(**{**{f: getattr(made, f) for f in made.__dataclass_fields__}, "reused": False})
 
 
-def verify(entry: Entry[Any]) -> None:
-    """Check the files of `entry` against their sha256, before somebody builds on them.
+def verify(folder: Path) -> None:
+    """Check the files of the entry in `folder` against their sha256, before somebody builds on it.
 
     Raises:
         StoreError: a file's bytes are not those that were stored.
     """
-    for name in _read_result(entry.folder)["files"]:
-        checked_file(entry.folder, name)
+    for name in _read_result(folder)["files"]:
+        checked_file(folder, name)
 
 
 def checked_file(folder: Path, name: str) -> Path:

@@ -16,6 +16,7 @@ from ftsuite.config import RunConfig, identity
 from ftsuite.errors import StoreError, one_line
 from ftsuite.jsonfile import digest
 from ftsuite.records import CellEntry, RunRecord, StudyManifest
+from ftsuite.store.entries import holding
 
 UNNAMED = "single"
 """Study of runs that are no sweep and have no name."""
@@ -23,7 +24,7 @@ READER_SECONDS = 0.2
 """How long a claim waits before it says that it does: a reader's look at a lock is shorter."""
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
 
@@ -41,7 +42,7 @@ class Cell:
 
 def run_id(config: RunConfig) -> str:
     """12 hex digits that identify a cell by its settings; the stages' keys say the rest."""
-    return digest(identity(config, without=("study",)))[:12]
+    return digest(identity(config))[:12]
 
 
 def folder(root: Path, study: str) -> Path:
@@ -76,25 +77,20 @@ def require_study(root: Path, study: str) -> None:
         raise StoreError(f"{study}: no such study in {root}; known are: {known or 'none'}")
 
 
-def cell_of(config: RunConfig, root: Path) -> Cell:
-    """Find the place of `config` in its study's manifest, which the sweep has written."""
-    assert config.study is not None
-    manifest = read_manifest(root, config.study)
-    mine = run_id(config)
-    for number, entry in enumerate(manifest.cells, start=1):
-        if entry.run_id == mine:
-            place = f"{number}/{len(manifest.cells)} {entry.label}"
-            return Cell(
-                study=config.study,
-                config=config,
-                entry=entry,
-                place=place,
-                command=manifest.command,
-            )
-    raise StoreError(
-        f"{config.study}: another command has replaced the study's cells; run one at a time, or "
-        "give each its own name with study=…"
-    )
+def cells_of(manifest: StudyManifest, configs: Sequence[RunConfig]) -> list[Cell]:
+    """The cells of a manifest with their configurations and places."""
+    total = len(configs)
+    entries = {entry.run_id: entry for entry in manifest.cells}
+    return [
+        Cell(
+            study=manifest.study,
+            config=config,
+            entry=entries[run_id(config)],
+            place=f"{number}/{total} {entries[run_id(config)].label}",
+            command=manifest.command,
+        )
+        for number, config in enumerate(configs, start=1)
+    ]
 
 
 @contextmanager
@@ -102,6 +98,13 @@ def claimed(path: Path) -> Iterator[None]:
     """Hold the run's lock: while it is held, a record 'running' means what it says."""
     with _alone(path.with_suffix(".lock"), f"{path.stem}: another process is running this cell"):
         yield
+
+
+@contextmanager
+def claimed_if_free(path: Path) -> Iterator[bool]:
+    """Hold the run's lock if nobody does; the value says whether it was free."""
+    with holding(path.with_suffix(".lock")) as was_free:
+        yield was_free
 
 
 @contextmanager

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection
 
     from ftsuite.config import DataConfig, EvalsConfig, RunConfig
-    from ftsuite.scoring.heldout import HeldOut
+    from ftsuite.stagerecords import HeldOutTasks
 
 DATA_ENDINGS = re.compile(r"(\.(jsonl?|csv|tsv|tab|txt|parquet|gz))+$", re.IGNORECASE)
 DECIDING = ("rank_by", "headline")
@@ -88,7 +88,7 @@ def _name_files(evals: EvalsConfig) -> None:
             )
 
 
-def _held_out(config: RunConfig) -> HeldOut | None:
+def _held_out(config: RunConfig) -> HeldOutTasks | None:
     if not config.evals.held_out:
         return None
     heldout.require_splits(config.data)
@@ -97,7 +97,7 @@ def _held_out(config: RunConfig) -> HeldOut | None:
     return built
 
 
-def _list_tasks(evals: EvalsConfig, built: HeldOut | None) -> None:
+def _list_tasks(evals: EvalsConfig, built: HeldOutTasks | None) -> None:
     own = list(built.tasks) if built else []
     if twice := [name for name in own if name in (*evals.tasks, *evals.add)]:
         raise ConfigError(
@@ -139,7 +139,7 @@ def _task_of(name: str) -> str:
     return name.partition("/")[0]
 
 
-def _let_decide(evals: EvalsConfig, built: HeldOut) -> None:
+def _let_decide(evals: EvalsConfig, built: HeldOutTasks) -> None:
     """Rank and report by the held-out rows, unless something else was chosen."""
     for field in DECIDING:
         if not getattr(evals, field) and _task_of(getattr(built, field)) in evals.tasks:

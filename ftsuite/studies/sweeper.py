@@ -14,15 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hydra._internal.callbacks import Callbacks
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.types import RangeSweep
-from hydra.core.plugins import Plugins
-from hydra.core.utils import JobStatus
 from hydra.errors import HydraException
-from hydra.types import HydraContext, RunMode
+from hydra.types import RunMode
 
-from ftsuite import devices, environment
+from ftsuite import devices, environment, progress
 from ftsuite.errors import CellsFailed, ConfigError, StoreError, one_line
 from ftsuite.records import CellEntry, StudyManifest
 from ftsuite.scoring import heldout
@@ -35,10 +32,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from hydra.core.override_parser.types import Override
-    from hydra.types import TaskFunction
-    from omegaconf import DictConfig
 
     from ftsuite.config import RunConfig
+    from ftsuite.events import Event, Source
 
 Overrides = list[str]
 LABEL_CHARACTERS = 40
@@ -50,9 +46,6 @@ MOST_CELLS = 10_000
 class Sweep:
     """A composed and validated sweep."""
 
-    context: HydraContext
-    shared: DictConfig
-    """What Hydra composed before the swept overrides, with its own node."""
     overrides: list[Overrides]
     """One list a cell."""
     configs: list[RunConfig]
@@ -92,8 +85,6 @@ def compose(arguments: list[str]) -> Sweep:
     ]
     swept = set(params) | {o.get_key_element() for o in parsed if o.is_sweep_override()}
     return Sweep(
-        context=HydraContext(config_loader=loader, callbacks=Callbacks(shared)),
-        shared=shared,
         overrides=batch,
         configs=configs,
         manifest=_manifest(arguments, batch, configs, swept),
@@ -136,12 +127,11 @@ def _number_of_values(sweep: Override) -> int:
     return sum(1 for _ in itertools.islice(source, MOST_CELLS + 1))
 
 
-def run(sweep: Sweep, task: TaskFunction) -> None:
-    """Run every cell through the configured launcher, then report and track.
+def run(sweep: Sweep) -> None:
+    """Run every cell, then report and track.
 
     Args:
         sweep: the cells.
-        task: what runs one cell; importable, so that joblib's workers find it.
 
     Raises:
         ConfigError: an environment variable would change results; nothing has run.
@@ -150,9 +140,11 @@ def run(sweep: Sweep, task: TaskFunction) -> None:
     """
     root = Path(sweep.configs[0].store.root)
     environment.check()
+    there = devices.probe()
     for config in sweep.configs:
-        devices.resolve(config.backend, config.model)
-    # `plan` and `preview` need neither reports nor trackers.
+        devices.resolve(config.backend, config.model, there)
+    # `plan` and `preview` need neither reports nor trackers, nor what computes.
+    from ftsuite.studies import running
     from ftsuite.studies.finish import finish, require_a_way_to_finish
 
     require_a_way_to_finish(sweep.configs[0])
@@ -160,19 +152,8 @@ def run(sweep: Sweep, task: TaskFunction) -> None:
     for line in said_of_evals(sweep):
         print(line)
     study.write_manifest(root, sweep.manifest)
-    launcher = Plugins.instance().instantiate_launcher(
-        hydra_context=sweep.context, task_function=task, config=sweep.shared
-    )
-    statuses = []
-    for result in launcher.launch(sweep.overrides, initial_job_idx=0):
-        # Cells keep their failures as records; an exception here is a bug, or a disk that takes no
-        # record. `result.return_value` would print a line of its own before it raises.
-        if result.status is not JobStatus.COMPLETED:
-            raise result._return_value
-        # What kept a cell from starting ends the command.
-        if isinstance(result._return_value, Exception):
-            raise result._return_value
-        statuses.append(result._return_value)
+    cells = study.cells_of(sweep.manifest, sweep.configs)
+    statuses = running.run(cells, root, _plain_lines)
     finish(sweep.configs[0], sweep.manifest, root)
     if failed := statuses.count("failed"):
         # Their records are complete, or `finish` had raised.
@@ -180,6 +161,13 @@ def run(sweep: Sweep, task: TaskFunction) -> None:
             f"{failed} of {len(statuses)} cells failed before anything was computed; the results "
             "of the earlier run stay"
         )
+
+
+def _plain_lines(source: Source, event: Event) -> None:
+    if event["kind"] == "note":
+        progress.note(source.place, f"{source.name}: {event['text']}")
+    elif event["kind"] == "state" and event["state"] == "finished":
+        progress.note(source.place, f"{source.name}: done")
 
 
 def said_of_evals(sweep: Sweep) -> list[str]:

@@ -23,8 +23,10 @@ if TYPE_CHECKING:
         BackendConfig,
         DataConfig,
         EvalsConfig,
+        ExecutorConfig,
         GatesConfig,
         LoraConfig,
+        MergeConfig,
         ProbesConfig,
         RunConfig,
         StoreConfig,
@@ -44,6 +46,8 @@ LOWEST_TEMPERATURE = 1e-3
 """Logits are divided by it in float32; 0 is greedy."""
 HIGHEST_TEMPERATURE = 1e3
 LONGEST_NAME = 100
+EXECUTORS = ("local", "inline")
+MOST_WORKERS = 256
 THREADS_A_CORE = 8
 """More CPU threads than this only wait for each other, and may not start at all."""
 
@@ -84,10 +88,12 @@ def validate_settings(config: RunConfig, passed: set[str]) -> None:
     _once(passed, sources.check, config.model)
     _once(passed, _lora, config.lora)
     _once(passed, _train, config.train)
+    _once(passed, _merge, config.merge)
     _once(passed, _data, config.data)
     _once(passed, _scoring, config.evals)
     _once(passed, _probes, config.probes, config.evals.path)
     _once(passed, _backend, config.backend)
+    _once(passed, _executor, config.executor)
     _once(passed, _services, config.store, config.tracking)
 
 
@@ -158,11 +164,8 @@ def _train(train: TrainConfig) -> None:
         "gradient_accumulation",
         "eval_every_steps",
         "checkpoint_every_steps",
-        "shard_bytes",
-        "fidelity_items",
     ):
-        largest = 2**63 - 1 if field == "shard_bytes" else LARGEST_COUNT
-        _positive(f"train.{field}", getattr(train, field), largest)
+        _positive(f"train.{field}", getattr(train, field))
     if train.epochs > LONGEST_EPOCHS and train.epochs < math.inf:
         raise ConfigError("train.epochs", train.epochs, f"must be at most {LONGEST_EPOCHS:g}")
     for field in ("epochs", "learning_rate", "max_grad_norm"):
@@ -171,8 +174,13 @@ def _train(train: TrainConfig) -> None:
     _at_least("train.weight_decay", train.weight_decay, 0)
     _seed("train.seed", train.seed)
     _fraction("train.warmup_fraction", train.warmup_fraction)
-    if train.fidelity_tolerance is not None:
-        _at_least("train.fidelity_tolerance", train.fidelity_tolerance, 0)
+
+
+def _merge(merge: MergeConfig) -> None:
+    _positive("merge.shard_bytes", merge.shard_bytes, 2**63 - 1)
+    _positive("merge.fidelity_items", merge.fidelity_items)
+    if merge.fidelity_tolerance is not None:
+        _at_least("merge.fidelity_tolerance", merge.fidelity_tolerance, 0)
 
 
 def _data(data: DataConfig) -> None:
@@ -293,6 +301,12 @@ def _backend(backend: BackendConfig) -> None:
     if (backend.threads or 0) > THREADS_A_CORE * cores:
         remedy = f"this machine has {cores} cores; set at most {THREADS_A_CORE} threads for each"
         raise ConfigError("backend.threads", backend.threads, remedy)
+
+
+def _executor(executor: ExecutorConfig) -> None:
+    if executor.name not in EXECUTORS:
+        raise ConfigError("executor.name", executor.name, f"choose one of {', '.join(EXECUTORS)}")
+    _positive("executor.workers", executor.workers, MOST_WORKERS)
 
 
 def _gates(gates: GatesConfig, evals: EvalsConfig) -> None:

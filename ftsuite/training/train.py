@@ -7,116 +7,124 @@ import math
 import shutil
 from typing import TYPE_CHECKING, Any
 
-from ftsuite import environment, progress
+from ftsuite import environment
 from ftsuite.data.packing import trained_tokens
 from ftsuite.data.prepare import load_split
 from ftsuite.errors import ConfigError, DataError
-from ftsuite.models import loading, modelfolder, templates
+from ftsuite.models import loading, modelfolder, sources, templates, warm
 from ftsuite.records import CurvePoint, TrainSummary
 from ftsuite.training import isolation, targets
-from ftsuite.training.trainer import COMPLETE_MARKER, require_head, sft_arguments, sft_trainer
+from ftsuite.training.trainer import (
+    COMPLETE_MARKER,
+    Watched,
+    require_head,
+    sft_arguments,
+    sft_trainer,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-    from ftsuite.config import RunConfig, TrainConfig
+    from ftsuite.config import TrainConfig
     from ftsuite.data.packing import Sequence
     from ftsuite.data.tokenrows import StoredRows
-    from ftsuite.devices import Compute
+    from ftsuite.devices import Target
+    from ftsuite.events import Events
+    from ftsuite.stages import Train
+    from ftsuite.store.stage import Folders
 
-VERSION = 2
 
-
-def check(config: RunConfig, folder: Path) -> None:
+def check(stage: Train, folders: Folders) -> None:
     """Refuse a training that cannot work, before anything is spent; loads no weights.
-
-    Args:
-        config: the cell's configuration.
-        folder: of the base model.
 
     Raises:
         ConfigError: names the field, the value and the remedy.
         BackendUnavailable: the attention kernel is not installed.
     """
     environment.check()
+    folder = sources.locate(stage.base, folders)
     context = modelfolder.context_length(folder)
-    if context is not None and config.data.max_length > context:
+    if context is not None and stage.max_length > context:
         raise ConfigError(
             "data.max_length",
-            config.data.max_length,
+            stage.max_length,
             f"longer than the model's context of {context} tokens; set data.max_length={context} "
             "or less",
         )
-    targets.check_names(config.lora)
-    if not config.model.trust_remote_code:
+    targets.check_names(stage.lora)
+    if not stage.settings.trust_remote_code:
         # A repository's own code may do anything when a model is made; it is checked once loaded.
-        targets.check(loading.outline(folder, config.model), config.lora)
+        targets.check(loading.outline(folder, stage.settings), stage.lora)
 
 
-def train(
-    config: RunConfig, compute: Compute, base: Path, data: Path, folder: Path, cell: str
-) -> TrainSummary:
-    """Train a LoRA adapter into `folder/adapter`.
+def train(stage: Train, folders: Folders, out: Path, events: Events) -> TrainSummary:
+    """Train a LoRA adapter into `out/adapter`.
 
-    Goes on from the last complete checkpoint in `folder/checkpoints`, with the optimiser's,
+    Goes on from the last complete checkpoint in `out/checkpoints`, with the optimiser's,
     scheduler's and random states, so that the losses are those of an undisturbed run.
-
-    Args:
-        config: the cell's configuration.
-        compute: device and dtype.
-        base: folder of the base model.
-        data: folder of the data stage.
-        folder: where to write.
-        cell: the cell's place in the sweep, for the display.
 
     Raises:
         ConfigError: the model has no such target modules.
         DataError: a row has a token that the model has no embedding for.
         StageError: the loss is not a number, or packed documents see each other.
     """
+    check(stage, folders)
+    base = sources.locate(stage.base, folders)
+    tokenizer = loading.load_tokenizer(base, stage.settings)
+    templates.install(tokenizer, stage.template)
+    if stage.train.gradient_checkpointing:
+        # It leaves hooks in the model, so this one is not shared with other stages.
+        warm.drop()
+        model = loading.load_model(
+            base, tokenizer, stage.settings, device=stage.target.device, dtype=stage.target.dtype
+        )
+        return _trained(stage, folders[stage.data.key], out, events, model, tokenizer)
+    with warm.plain(base, tokenizer, stage.settings, stage.target) as model:
+        return _trained(stage, folders[stage.data.key], out, events, model, tokenizer)
+
+
+def _trained(
+    stage: Train, data: Path, out: Path, events: Events, plain: Any, tokenizer: Any
+) -> TrainSummary:
     from peft import get_peft_model
     from transformers import set_seed
 
-    check(config, base)
-    tokenizer = loading.load_tokenizer(base, config.model)
-    templates.install(tokenizer, config.template)
+    config = stage.train
     # Before the adapter is made: its A matrices are drawn at random.
-    set_seed(config.train.seed)
-    model = loading.load_model(
-        base, tokenizer, config.model, device=compute.device, dtype=compute.dtype
-    )
-    targets.check(model, config.lora)
+    set_seed(config.seed)
+    targets.check(plain, stage.lora)
     try:
-        model = get_peft_model(model, targets.peft_config(config.lora))
+        model = get_peft_model(plain, targets.peft_config(stage.lora))
     except ValueError as error:
-        names = config.lora.target_modules
+        names = stage.lora.target_modules
         raise ConfigError(targets.FIELD, names, f"PEFT refuses them: {error}") from error
     sequences, validation = load_split(data, "train"), load_split(data, "validation")
     _require_embeddings(model, tokenizer, itertools.chain(sequences, validation))
-    steps = total_steps(config.train, len(sequences))
-    arguments = sft_arguments(config.train, compute, steps, folder / "checkpoints")
-    checkpoint = _last_checkpoint(folder / "checkpoints")
+    steps = total_steps(config, len(sequences))
+    arguments = sft_arguments(config, stage.target, steps, out / "checkpoints")
+    checkpoint = _last_checkpoint(out / "checkpoints")
     tokens = sum(len(s.input_ids) for s in sequences)
-    passes = steps / steps_a_pass(config.train, len(sequences))
-    with progress.stage(cell, "train", round(tokens * passes), "tokens") as advance:
-        trainer = sft_trainer(
-            model, arguments, tokenizer, sequences, validation, advance, tokens * passes / steps
+    passes = steps / steps_a_pass(config, len(sequences))
+    with events.progress("train", round(tokens * passes), "tokens") as advance:
+        watch = Watched(
+            events=events, advance=advance, steps=steps, tokens_a_step=tokens * passes / steps
         )
-        isolated = _prove(trainer, sequences, compute)
+        watched_rows = validation.dataset(stage.validation_rows)
+        trainer = sft_trainer(model, arguments, tokenizer, sequences, watched_rows, watch)
+        isolated = _prove(trainer, sequences, stage.target)
         if checkpoint and _step(checkpoint) >= steps:
             # transformers' Trainer would take one step more.
             _restore(trainer, model, checkpoint)
         else:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        every = config.train.eval_every_steps
-        if every is None or steps % every:
-            trainer.evaluate()
     # PEFT's default stores whole embedding matrices where a pad token was added.
-    model.save_pretrained(folder / "adapter", save_embedding_layers=False)
-    tokenizer.save_pretrained(folder / "adapter")
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    return _summary(trainer, model, sequences, passes, checkpoint, isolated)
+    model.save_pretrained(out / "adapter", save_embedding_layers=False)
+    tokenizer.save_pretrained(out / "adapter")
+    shutil.rmtree(out / "checkpoints", ignore_errors=True)
+    summary = _summary(trainer, model, sequences, passes, checkpoint, isolated)
+    model.unload()
+    return summary
 
 
 def total_steps(config: TrainConfig, sequences: int) -> int:
@@ -141,7 +149,7 @@ def _require_embeddings(model: Any, tokenizer: Any, sequences: Iterable[Sequence
         )
 
 
-def _prove(trainer: Any, sequences: StoredRows, compute: Compute) -> isolation.Isolation | None:
+def _prove(trainer: Any, sequences: StoredRows, target: Target) -> isolation.Isolation | None:
     """Prove, as this training computes: the loss is the model's, packed documents are apart.
 
     Draws no random number, so the losses are those of a training without it.
@@ -149,7 +157,7 @@ def _prove(trainer: Any, sequences: StoredRows, compute: Compute) -> isolation.I
     batch = trainer.args.per_device_train_batch_size
     trainer.model.eval()
     with trainer.accelerator.autocast():
-        require_head(trainer, sequences[0], isolation.TOLERANCE[compute.dtype])
+        require_head(trainer, sequences[0], isolation.TOLERANCE[target.dtype])
         found = isolation.measure(
             trainer.model,
             sequences,
@@ -158,7 +166,7 @@ def _prove(trainer: Any, sequences: StoredRows, compute: Compute) -> isolation.I
         )
     if found is not None:
         kernel = trainer.model.config._attn_implementation
-        isolation.require(found, dtype=compute.dtype, kernel=kernel, micro_batch_size=batch)
+        isolation.require(found, dtype=target.dtype, kernel=kernel, micro_batch_size=batch)
     return found
 
 
@@ -207,7 +215,6 @@ def _summary(
     )
     losses = [point.loss for point in curve if point.loss is not None]
     tail = losses[-max(1, len(losses) // 10) :]
-    eval_losses = [point.eval_loss for point in curve if point.eval_loss is not None]
     trainable, total = model.get_nb_trainable_parameters()
     return TrainSummary(
         steps=trainer.state.global_step,
@@ -217,7 +224,7 @@ def _summary(
         trainable_parameters=trainable,
         total_parameters=total,
         final_loss=sum(tail) / len(tail),
-        eval_loss=eval_losses[-1] if eval_losses else None,
+        eval_loss=None,
         curve=curve,
         resumed_from_step=_step(checkpoint) if checkpoint else 0,
         isolation_difference=isolated.difference if isolated else None,

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import logging
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ftsuite.data import packing
 from ftsuite.errors import StageError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from ftsuite.config import TrainConfig
     from ftsuite.data.tokenrows import StoredRows
-    from ftsuite.devices import Compute
+    from ftsuite.devices import Target
+    from ftsuite.events import Events
 
 COMPLETE_MARKER = "complete"
 """Written into a checkpoint after everything else: one without it was cut short by a kill."""
@@ -22,12 +25,28 @@ HEAD_TOKENS = 64
 """Compared with the model's own logits; those of a whole batch could fill the memory."""
 
 
-def sft_arguments(config: TrainConfig, compute: Compute, steps: int, folder: Path) -> Any:
+LOGGED = ("loss", "eval_loss", "learning_rate", "grad_norm")
+"""What the trainer logs of a step."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Watched:
+    """Who is told of a training's steps."""
+
+    events: Events
+    advance: Callable[[int], None]
+    """Told of every step, in tokens."""
+    steps: int
+    tokens_a_step: float
+    """On average."""
+
+
+def sft_arguments(config: TrainConfig, target: Target, steps: int, folder: Path) -> Any:
     """TRL's arguments for `config`.
 
     Args:
         config: how to train.
-        compute: device and dtype.
+        target: device and dtype.
         steps: optimiser steps.
         folder: where checkpoints go.
     """
@@ -48,9 +67,9 @@ def sft_arguments(config: TrainConfig, compute: Compute, steps: int, folder: Pat
         gradient_checkpointing=config.gradient_checkpointing,
         gradient_checkpointing_kwargs={"use_reentrant": False},
         # Said explicitly: TRL turns autocast on by default, also over float32 weights.
-        bf16=compute.dtype == "bfloat16",
-        fp16=compute.dtype == "float16",
-        use_cpu=compute.device == "cpu",
+        bf16=target.dtype == "bfloat16",
+        fp16=target.dtype == "float16",
+        use_cpu=target.device == "cpu",
         seed=config.seed,
         data_seed=config.seed,
         logging_steps=1,
@@ -62,7 +81,7 @@ def sft_arguments(config: TrainConfig, compute: Compute, steps: int, folder: Pat
         save_total_limit=2,
         report_to="none",
         disable_tqdm=True,
-        dataloader_pin_memory=compute.device == "cuda",
+        dataloader_pin_memory=target.device == "cuda",
         # Rows arrive tokenised, templated and packed; TRL must not touch them again.
         dataset_kwargs={"skip_prepare_dataset": True},
         remove_unused_columns=False,
@@ -80,9 +99,8 @@ def sft_trainer(
     arguments: Any,
     tokenizer: Any,
     sequences: StoredRows,
-    validation: StoredRows,
-    advance: Any,
-    tokens_a_step: float,
+    validation: Any,
+    watched: Watched,
 ) -> Any:
     """TRL's trainer for a model with its adapter.
 
@@ -94,9 +112,8 @@ def sft_trainer(
         arguments: from `sft_arguments`.
         tokenizer: whose pad token pads.
         sequences: of the training split.
-        validation: of the validation split.
-        advance: told of every step, in tokens.
-        tokens_a_step: on average.
+        validation: of the validation split, a data set, for the losses while training goes on.
+        watched: told of every step.
     """
     from transformers import PrinterCallback
 
@@ -106,11 +123,11 @@ def sft_trainer(
         args=arguments,
         processing_class=tokenizer,
         train_dataset=sequences.dataset(),
-        eval_dataset=validation.dataset(),
+        eval_dataset=validation,
         data_collator=lambda rows: packing.collate(
             [packing.Sequence(**row) for row in rows], tokenizer.pad_token_id
         ),
-        callbacks=[_watch(advance, tokens_a_step)],
+        callbacks=[_watch(watched)],
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
@@ -180,14 +197,14 @@ def _token_mean() -> Any:
     return TokenMean
 
 
-def _watch(advance: Any, tokens_a_step: float) -> Any:
+def _watch(watched: Watched) -> Any:
     from transformers import TrainerCallback
 
     class Watch(TrainerCallback):  # type: ignore[misc]
-        """Shows progress, stops at NaN, and marks checkpoints that are whole."""
+        """Tells of each step, stops at NaN, and marks checkpoints that are whole."""
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            advance(round(tokens_a_step))
+            watched.advance(round(watched.tokens_a_step))
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
             for name in ("loss", "eval_loss", "grad_norm"):
@@ -197,6 +214,10 @@ def _watch(advance: Any, tokens_a_step: float) -> Any:
                         f"train: the {name} is {value} at step {state.global_step}; lower "
                         "train.learning_rate, or set model.dtype=float32"
                     )
+            values = {name: logs[name] for name in LOGGED if name in (logs or {})}
+            if values:
+                done = round(state.global_step * watched.tokens_a_step)
+                watched.events.step(state.global_step, watched.steps, tokens=done, **values)
 
         def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             from pathlib import Path

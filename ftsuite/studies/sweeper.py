@@ -61,6 +61,7 @@ def compose(arguments: list[str]) -> Sweep:
     Raises:
         ConfigError: a cell cannot work.
     """
+    _refuse_launchers(arguments)
     hydra, loader = new_hydra()
     try:
         shared = hydra.compose_config(
@@ -89,6 +90,20 @@ def compose(arguments: list[str]) -> Sweep:
         configs=configs,
         manifest=_manifest(arguments, batch, configs, swept),
     )
+
+
+def _refuse_launchers(arguments: list[str]) -> None:
+    """Hydra's launchers run whole cells; here an executor runs the stages of all cells.
+
+    Raises:
+        ConfigError: says what to set instead.
+    """
+    for argument in arguments:
+        name, _, value = argument.lstrip("+").partition("=")
+        if name == "hydra/launcher" and value != "basic":
+            raise ConfigError(
+                name, value, "there are no launchers; set executor.workers=2 for two at once"
+            )
 
 
 def _check_size(overrides: list[Override]) -> None:

@@ -166,10 +166,10 @@ def run(sweep: Sweep) -> None:
     _tell_left_out(root, sweep.manifest)
     for line in said_of_evals(sweep):
         print(line)
-    study.write_manifest(root, sweep.manifest)
     cells = study.cells_of(sweep.manifest, sweep.configs)
-    statuses = running.run(cells, root, _plain_lines)
-    finish(sweep.configs[0], sweep.manifest, root)
+    with study.command(root, sweep.manifest):
+        statuses = running.run(cells, root, _plain_lines)
+        finish(sweep.configs[0], sweep.manifest, root)
     if failed := statuses.count("failed"):
         # Their records are complete, or `finish` had raised.
         raise CellsFailed(

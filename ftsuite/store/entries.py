@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from ftsuite.measure import Usage
     from ftsuite.store.leases import Lease
 
 T = TypeVar("T")
@@ -158,8 +159,11 @@ def run_stage(
             # Another process may have finished while this one waited.
             found = lookup(root, spec)
             if found is None:
-                with _disk_full_is_an_error(root):
-                    _compute(root, spec, lease)
+                with full_disk_is_an_error(root), work(spec, root, lease) as partial:
+                    started = time.monotonic()
+                    with measure() as usage:
+                        record = spec.compute(partial)
+                    commit(spec, root, partial, record, time.monotonic() - started, usage)
                 made = lookup(root, spec)
                 if made is not None:
                     return replace(made, reused=False)
@@ -219,29 +223,63 @@ def _unwritable(folder: Path, setting: str, error: OSError) -> StoreError:
     return jsonfile.unwritable(f"{setting}: {folder}", error, f"{setting}{also}")
 
 
-def _compute(root: Path, spec: StageSpec[T], lease: Lease) -> None:
+def leased_if_free(root: Path, spec: StageSpec[Any]) -> Lease | None:
+    """Take the lease of a result if nobody has it; it must be released.
+
+    Raises:
+        StoreError: the store cannot be written.
+    """
+    folder = folder_of(root, spec.name, spec.key)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        return leases.acquire(folder)
+    except OSError as error:
+        raise _unwritable(folder.parent, "store.root", error) from error
+
+
+@contextmanager
+def work(spec: StageSpec[Any], root: Path, lease: Lease) -> Iterator[Path]:
+    """Give a folder to compute `spec` in, and clear up where that fails.
+
+    Where the lease was lost meanwhile, whoever took it over has moved the folder away: an error
+    that follows from it is dropped with the work, which is no longer wanted.
+
+    Raises:
+        StoreError: the inputs hold a secret.
+    """
     # Redacting them would make them differ from the key's.
     if secret := secret_in(canonical(spec.inputs)):
         raise StoreError(
             f"{spec.name}: its inputs hold the value of {secret}, which would be stored; take it "
             "out of the settings, the task and the probe files"
         )
-    folder = folder_of(root, spec.name, spec.key)
-    partial = _own_partial(folder, spec, lease)
+    partial = _own_partial(folder_of(root, spec.name, spec.key), spec, lease)
     # A kill just before the rename leaves one behind; it must not be listed among the files.
     (partial / "result.json").unlink(missing_ok=True)
     _write_durably(partial / "inputs.json", spec.inputs)
-    started = time.monotonic()
     try:
-        with measure() as usage:
-            record = spec.compute(partial)
-    except BaseException:
+        yield partial
+    except BaseException as error:
         if not spec.resumable:
             shutil.rmtree(partial, ignore_errors=True)
-        if not lease.check():
-            # Whoever took it over has moved the folder away: this work is no longer wanted.
-            return
-        raise
+        if lease.check() or not isinstance(error, Exception):
+            raise
+
+
+def commit(
+    spec: StageSpec[Any], root: Path, partial: Path, record: Any, seconds: float, usage: Usage
+) -> None:
+    """Make a result visible; where somebody else was first, theirs stays.
+
+    Args:
+        spec: what was computed.
+        root: the store.
+        partial: the folder of `work`.
+        record: the result.
+        seconds: that computing it took.
+        usage: highest memory meanwhile.
+    """
+    folder = folder_of(root, spec.name, spec.key)
     files = {
         str(path.relative_to(partial)): {"bytes": path.stat().st_size, "sha256": file_digest(path)}
         for path in sorted(partial.rglob("*"))
@@ -250,7 +288,7 @@ def _compute(root: Path, spec: StageSpec[T], lease: Lease) -> None:
     result = {
         "record": redacted(jsonfile.to_json(record)),
         "files": files,
-        "seconds": round(time.monotonic() - started, 3),
+        "seconds": round(seconds, 3),
         "peak_memory_bytes": usage.memory_bytes,
         "peak_device_bytes": usage.device_bytes,
     }
@@ -260,7 +298,7 @@ def _compute(root: Path, spec: StageSpec[T], lease: Lease) -> None:
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise
-        # Somebody else was first; equal inputs give one result.
+        # Equal inputs give one result.
         shutil.rmtree(partial)
     _sync_folder(folder.parent)
 
@@ -343,7 +381,12 @@ def leased(
 
 
 @contextmanager
-def _disk_full_is_an_error(root: Path) -> Iterator[None]:
+def full_disk_is_an_error(root: Path) -> Iterator[None]:
+    """Say in words that the disk is full, whoever found out.
+
+    Raises:
+        StageError: it is.
+    """
     try:
         yield
     except FtsuiteError:

@@ -146,8 +146,10 @@ def _running(commands: Path) -> list[StudyManifest]:
     for path in commands.glob("*.json"):
         if holder := leases.holder(path):
             found.append((holder.started, path.name, jsonfile.read(StudyManifest, path)))
-        else:
+        elif lease := leases.acquire(path):
+            # It was killed.
             path.unlink(missing_ok=True)
+            lease.release()
     return [manifest for _, _, manifest in sorted(found, key=lambda one: one[:2])]
 
 

@@ -87,6 +87,9 @@ class CellTracker(Protocol):
     def log(self, result: Result) -> None:
         """Write one finished cell; what was there of the same cell is replaced."""
 
+    def stop(self) -> None:
+        """Give up what live runs have left open after a failure, so that `log` can begin anew."""
+
     def lines(self, cells: int) -> list[str]:
         """Say where the `cells` cells just tracked lie, one line a fact."""
 

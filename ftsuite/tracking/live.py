@@ -139,6 +139,8 @@ class _Board:
                 f"tracking: LIVE CURVES HAVE STOPPED: {type(error).__name__}: {one_line(error)}; "
                 f"{_AGAIN}"
             )
+            if self.tracker:
+                self.tracker.stop()
 
     def take(self, source: Source, event: Event) -> None:
         """Take one event of a training."""

@@ -38,26 +38,37 @@ class TensorBoardTracker:
 
     def open(self, cell: Tracked) -> LiveEvents:
         """Begin the event file of a cell that trains; an earlier content of it goes."""
-        return LiveEvents(self._folder(cell), cell)
+        return LiveEvents(self._next_file(cell), cell)
 
     def log(self, result: Result) -> None:
         """Write one cell; an earlier content of it goes, also under another label."""
-        folder = self._folder(result.cell)
-        path = folder / f"events.out.tfevents.{int(time.time()):010d}.ftsuite"
-        partial = folder / f".{path.name}"  # TensorBoard must not see half a file
+        path = self._next_file(result.cell)
+        partial = path.with_name(f".{path.name}")  # TensorBoard must not see half a file
         with partial.open("wb") as file:
             _write_result(_Writer(file), result)
         os.replace(partial, path)
 
-    def _folder(self, cell: Tracked) -> Path:
-        """Make an empty folder for a run of the cell."""
+    def _next_file(self, cell: Tracked) -> Path:
+        """Name the next event file of the cell's run, and empty those before it.
+
+        A TensorBoard that is open goes on from the end of one file to the next by name; a file that
+        is gone would stop it there.
+        """
         run_id = safe_name(cell.run_id)
         # The id keeps cells apart that a study had under one label at different times.
         folder = self.folder / f"{safe_name((cell.label or 'cell').replace(' ', '_'))}.{run_id}"
+        folder.mkdir(parents=True, exist_ok=True)
         for old in self.folder.glob(f"*.{glob.escape(run_id)}"):
-            shutil.rmtree(old)
-        folder.mkdir(parents=True)
-        return folder
+            if old != folder:
+                shutil.rmtree(old)
+        number = int(time.time())
+        for path in sorted(folder.glob("events.out.tfevents.*")):
+            number = max(number, int(path.name.split(".")[3]) + 1)
+            if path.stat().st_size:
+                os.truncate(path, 0)
+            else:
+                path.unlink()
+        return folder / f"events.out.tfevents.{number:010d}.ftsuite"
 
     def lines(self, cells: int) -> list[str]:
         """Say where the runs are, and how to look at them."""
@@ -68,6 +79,9 @@ class TensorBoardTracker:
         """Say how to look at the curves while cells train."""
         return [f"TensorBoard: curves are written while cells train; {self._look()}"]
 
+    def stop(self) -> None:
+        """Nothing is left open: what was logged is on the disk."""
+
     def _look(self) -> str:
         return f"look with `tensorboard --logdir {shlex.quote(str(self.folder))}`"
 
@@ -75,8 +89,7 @@ class TensorBoardTracker:
 class LiveEvents:
     """The event file of a cell that trains; what is logged is on the disk at once."""
 
-    def __init__(self, folder: Path, cell: Tracked) -> None:
-        path = folder / f"events.out.tfevents.{int(time.time()):010d}.live"
+    def __init__(self, path: Path, cell: Tracked) -> None:
         self._file = path.open("wb")
         self._writer = _Writer(self._file)
         _write_cell(self._writer, cell)

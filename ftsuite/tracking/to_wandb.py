@@ -129,6 +129,10 @@ class WandbTracker:
         command = f"wandb leet {shlex.quote(str(self.folder))}"
         return [f"W&B: curves are written while cells train; look with `{command}`"]
 
+    def stop(self) -> None:
+        """End W&B's service: a run whose start has failed would keep its id in use."""
+        _import_wandb().teardown()
+
     def _init(self, cell: Tracked, status: str, run_id: str, **settings: Any) -> Any:
         wandb = _import_wandb()
         config = self.study.config
@@ -149,7 +153,8 @@ class WandbTracker:
                 reinit="create_new",
                 settings=wandb.Settings(**_PRIVATE, **settings),
             )
-        except wandb.Error as error:
+        # Not wandb.Error alone: what its service refuses is another exception.
+        except Exception as error:
             raise BackendUnavailable(
                 f"W&B {config.mode}: {one_line(error)}; set tracking.mode=offline and upload later"
             ) from error

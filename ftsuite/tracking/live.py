@@ -79,9 +79,9 @@ def live(
         wait = WAIT_SECONDS
     finally:
         feed.put(None)
-        thread.join(wait)
+        ended = board.ended.wait(wait)
         board.tell(say)
-        if thread.is_alive():
+        if not ended:
             say(f"tracking: live curves are not written after {wait:g} s; {_AGAIN}")
 
 
@@ -120,6 +120,8 @@ class _Board:
     tracker: CellTracker | None = None
     cells: dict[str, Tracked] = field(default_factory=dict)
     lines: queue.SimpleQueue[str] = field(default_factory=queue.SimpleQueue)
+    ended: threading.Event = field(default_factory=threading.Event)
+    """Everything is written, or was given up."""
 
     def tell(self, say: Callable[[str], None]) -> None:
         """Say what has come up, in the thread of the caller."""
@@ -139,8 +141,18 @@ class _Board:
                 f"tracking: LIVE CURVES HAVE STOPPED: {type(error).__name__}: {one_line(error)}; "
                 f"{_AGAIN}"
             )
-            if self.tracker:
-                self.tracker.stop()
+            self.ended.set()
+            self.stop()
+        self.ended.set()
+
+    def stop(self) -> None:
+        """Free what the tracker holds after a failure; with a dead server that may take long."""
+        if self.tracker is None:
+            return
+        try:
+            self.tracker.stop()
+        except Exception as error:
+            self.lines.put(f"tracking: {type(error).__name__} at the stop: {one_line(error)}")
 
     def take(self, source: Source, event: Event) -> None:
         """Take one event of a training."""

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from ftsuite.errors import BackendUnavailable, one_line, redact
 from ftsuite.tracking import safe_name, tables, values
+from ftsuite.tracking.curve import Point
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
     from ftsuite.config import TrackingConfig
     from ftsuite.tracking.cells import Result, Study, Tracked
-    from ftsuite.tracking.curve import Point
 
 _KEY_REMEDY = "set WANDB_API_KEY, or run `wandb login`, or set tracking.mode=offline"
 _PACKAGE_REMEDY = (
@@ -98,16 +98,21 @@ class WandbTracker:
         an offline run is uploaded. So nothing that a killed command has left is told twice.
         """
         run_id = _run_id(self.study.name, result.cell.run_id)
+        shown = _shown(result)
         self._remove_offline(run_id)
         with _environment(self._paths(run_id)):
             run = self._init(result.cell, result.record.status, run_id)
             try:
-                _log_values(run, result)
+                _log_values(run, *shown)
                 self._log_report(run)
+                run.finish(exit_code=0 if result.record.status == "complete" else 1)
+            except Exception as error:
+                with contextlib.suppress(Exception):  # the first error is the one to tell
+                    run.finish(exit_code=1)
+                raise self._unavailable(error) from error
             except BaseException:
                 run.finish(exit_code=1)
                 raise
-            run.finish(exit_code=0 if result.record.status == "complete" else 1)
 
     def lines(self, cells: int) -> list[str]:
         """Say where the runs are, and how an offline one is uploaded."""
@@ -155,9 +160,13 @@ class WandbTracker:
             )
         # Not wandb.Error alone: what its service refuses is another exception.
         except Exception as error:
-            raise BackendUnavailable(
-                f"W&B {config.mode}: {one_line(error)}; set tracking.mode=offline and upload later"
-            ) from error
+            raise self._unavailable(error) from error
+
+    def _unavailable(self, error: Exception) -> BackendUnavailable:
+        return BackendUnavailable(
+            f"W&B {self.study.config.mode}: {one_line(error)}; run the same command again to track "
+            "what is left, or set tracking.mode=offline and upload later"
+        )
 
     def _paths(self, run_id: str) -> dict[str, str]:
         """Environment that keeps wandb's files under our folder, and creates it."""
@@ -218,19 +227,29 @@ def _row(row: Mapping[str, Any], at: float | None) -> dict[str, Any]:
     return {**row} if at is None else {**row, "_timestamp": at}
 
 
-def _log_values(run: Any, result: Result) -> None:
-    """Log the curve, and at its end every number and table: panels are made of logged metrics."""
-    wandb, record = _import_wandb(), result.record
-    for point in result.points:
-        run.log(_row(point.values, point.time), step=point.step)
+def _shown(result: Result) -> tuple[list[Point], dict[str, tables.Table], dict[str, str]]:
+    """Return the curve, ended by a point of all numbers; the tables; the texts."""
+    record = result.record
     numbers = values.numbers(record, result.adjusted)
-    shown = {
-        name: wandb.Table(columns=list(table.columns), data=[list(row) for row in table.rows])
-        for name, table in tables.tables(record, result.adjusted).items()
-    }
     at = result.points[-1].time if result.points else None
-    run.log(_row(numbers | shown, at), step=values.last_step(record))
-    run.summary.update(numbers | values.texts(record))
+    end = Point(step=values.last_step(record), time=at, values=numbers)
+    return [*result.points, end], tables.tables(record, result.adjusted), values.texts(record)
+
+
+def _log_values(
+    run: Any, rows: list[Point], shown: dict[str, tables.Table], texts: dict[str, str]
+) -> None:
+    """Log numbers and tables as metrics: panels are made of what was logged, not of summaries."""
+    wandb, end = _import_wandb(), rows[-1]
+    for row in rows:
+        run.log(_row(row.values, row.time), step=row.step)
+    logged = {
+        name: wandb.Table(columns=list(table.columns), data=[list(row) for row in table.rows])
+        for name, table in shown.items()
+    }
+    if logged:
+        run.log(_row(logged, end.time), step=end.step)
+    run.summary.update(end.values | texts)
 
 
 def _redacted_bytes(content: bytes) -> bytes:

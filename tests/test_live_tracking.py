@@ -288,6 +288,28 @@ def test_an_open_tensorboard_drops_the_live_file_for_the_whole_one(
     assert f"delta/{HEADLINE}" in opened.Tags()["scalars"]
 
 
+@pytest.mark.parametrize("config", [WANDB, TENSORBOARD], ids=["wandb", "tensorboard"])
+def test_no_secret_reaches_a_live_file(
+    config: TrackingConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secret = "hf_0123456789abcdef0123456789abcdef"
+    monkeypatch.setenv("HF_TOKEN", secret)
+    record = make_record(f"data.train=/x/{secret}.jsonl")
+    run_config = RunConfig(study="lora_rank")
+    run_config.data.train = f"/x/{secret}.jsonl"
+    manifest = dataclasses.replace(make_study(record), command=f"ftsuite {secret}")
+    with live(config, manifest, {record.run_id: run_config}, tmp_path) as listener:
+        source = source_of(record)
+        for event in (state("started"), *step_events(4, steps()), state("finished", 30)):
+            listener(source, event)
+    written = [path for path in tmp_path.rglob("*") if path.is_file()]
+    content = b"".join(path.read_bytes() for path in written)
+    assert b"train/loss" in content
+    assert b"<HF_TOKEN>" in content
+    assert secret.encode() not in content
+    assert not [path for path in written if secret in str(path)]
+
+
 def test_a_training_that_two_cells_share_shows_in_both(tmp_path: Path, two: Any) -> None:
     records, manifest = two
     with live(TENSORBOARD, manifest, configs(manifest), tmp_path) as listener:

@@ -23,7 +23,7 @@ from ftsuite.events import path_of, read
 from ftsuite.executors.schedule import Outcome, Schedule, Task, source_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from ftsuite.config import BackendConfig, ExecutorConfig
@@ -131,7 +131,7 @@ class _Worker:
             stderr=self._printed,
             # Unbuffered, so that select sees every line that is there.
             bufsize=0,
-            env=os.environ | self._variables,
+            env=_without_trackers(os.environ) | self._variables,
             # Ctrl-C is for the command, which ends its workers.
             start_new_session=True,
         )
@@ -211,6 +211,11 @@ def _answered(workers: Sequence[_Worker], listen: Listener) -> Iterator[Outcome]
         # What it told right before it answered.
         worker.tell(listen)
         yield from worker.settle()
+
+
+def _without_trackers(variables: Mapping[str, str]) -> dict[str, str]:
+    """The command alone tracks: a worker that found its W&B service would talk to it as well."""
+    return {name: value for name, value in variables.items() if name != "WANDB_SERVICE"}
 
 
 def _variables(

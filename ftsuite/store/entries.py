@@ -6,6 +6,7 @@ Layout, below the store's root:
 <stage>/<key>/inputs.json     what the key was made from
 <stage>/<key>/result.json     the record, the files with size and sha256, seconds, memory, checksum
 <stage>/<key>/…               files
+<stage>/<key>/pruned.json     which of the files were freed to save space (pruning.py)
 <stage>/<key>.partial/        work in progress, never read as a result
 <stage>/<key>.lock            held while somebody computes; released by the kernel at death
 ```
@@ -47,6 +48,8 @@ LAYOUT = 2
 
 2: the checksum covers the whole of result.json.
 """
+PRUNED = "pruned.json"
+"""Lists the files of an entry that were freed."""
 FULL_DISK_BYTES = 100_000
 """Free space below which a failed stage is blamed on the disk."""
 SMALLEST_FILE_BYTES = 4096
@@ -88,6 +91,8 @@ class Entry(Generic[T]):
     reused: bool
     peak_memory_bytes: int
     peak_device_bytes: int
+    pruned: bool = False
+    """Whether files of it were freed: its record is whole, but nothing can be built on it."""
 
 
 def file_digest(path: Path) -> str:
@@ -112,7 +117,10 @@ def lookup(root: Path, spec: StageSpec[T]) -> Entry[T] | None:
         return None
     _check_inputs(folder, spec)
     result = _read_result(folder)
+    pruned = pruned_files(folder)
     for name, facts in result["files"].items():
+        if name in pruned:
+            continue
         path = folder / name
         if not path.is_file() or path.stat().st_size != facts["bytes"]:
             raise _corrupted(folder, f"{name} is missing or not {facts['bytes']} bytes long")
@@ -125,6 +133,7 @@ def lookup(root: Path, spec: StageSpec[T]) -> Entry[T] | None:
         reused=True,
         peak_memory_bytes=result["peak_memory_bytes"],
         peak_device_bytes=result["peak_device_bytes"],
+        pruned=bool(pruned),
     )
 
 
@@ -179,7 +188,8 @@ def checked_file(folder: Path, name: str) -> Path:
     """Return the path of a file of the entry in `folder`, once its sha256 was checked.
 
     Raises:
-        StoreError: there is no such entry or file, or its bytes are not those that were stored.
+        StoreError: there is no such entry or file, it was pruned, or its bytes are not those that
+            were stored.
     """
     if not folder.exists():
         raise StoreError(f"{folder}: no such entry in the store; run the study again to make it")
@@ -188,10 +198,39 @@ def checked_file(folder: Path, name: str) -> Path:
         raise StoreError(
             f"{folder}: holds no {name}, as an earlier version made it; run the study again"
         )
+    if name in pruned_files(folder):
+        raise StoreError(
+            f"{folder}: {name} was pruned to save space; to make it again, delete this folder and "
+            "run its study again with store.keep=all"
+        )
     path = folder / name
     if not path.is_file() or file_digest(path) != facts["sha256"]:
         raise _corrupted(folder, f"{name} does not have the sha256 it was stored with")
     return path
+
+
+def stored_files(folder: Path) -> dict[str, dict[str, Any]]:
+    """Names of the files that an entry was stored with → their `bytes` and `sha256`.
+
+    Raises:
+        StoreError: the entry is corrupted.
+    """
+    files: dict[str, dict[str, Any]] = _read_result(folder)["files"]
+    return files
+
+
+def pruned_files(folder: Path) -> frozenset[str]:
+    """Names of the files that were freed; one may still lie there if a kill came in between.
+
+    Raises:
+        StoreError: the entry's pruned.json cannot be read.
+    """
+    try:
+        return frozenset(json.loads((folder / PRUNED).read_text(encoding="utf-8"))["files"])
+    except FileNotFoundError:
+        return frozenset()
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise _corrupted(folder, f"{PRUNED} cannot be read: {error}") from error
 
 
 def require_writable(folder: Path, setting: str) -> None:

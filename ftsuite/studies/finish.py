@@ -9,6 +9,7 @@ from ftsuite.errors import CellsFailed
 from ftsuite.reporting.report import render
 from ftsuite.store.entries import require_writable
 from ftsuite.studies import study
+from ftsuite.studies.keep import keep
 from ftsuite.tracking import check, track
 
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ def finish(config: RunConfig, manifest: StudyManifest, root: Path) -> None:
         report = render(manifest, records, Path(config.store.reports) / manifest.study)
         print(f"report: {report}")
         for line in track(config.tracking, manifest, records, report.parent, root):
+            print(line)
+        for line in keep(config.store, root, manifest, records):
             print(line)
     failed = [record for record in records if record.status != "complete"]
     if failed or len(records) < len(manifest.cells):

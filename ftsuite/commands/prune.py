@@ -14,14 +14,15 @@ from ftsuite.scoring import documents
 from ftsuite.store import pruning
 from ftsuite.store.entries import stored_files
 from ftsuite.studies import study
-from ftsuite.studies.keep import MERGE, Held, held
+from ftsuite.studies.keep import MERGE, holdings
 
 if TYPE_CHECKING:
     from argparse import Namespace
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from ftsuite.records import RunRecord
+    from ftsuite.studies.keep import Held, Holdings
 
 KINDS = {MERGE: "merged model", "data": "tokenised rows", "train": "adapter", "eval": "documents"}
 """Stage → what of it can be freed, in the order of freeing."""
@@ -45,25 +46,6 @@ class Item:
     bytes: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Holdings:
-    """The store's studies, and which cells made or used which entry."""
-
-    studies: tuple[Held, ...]
-    chosen: frozenset[str]
-    """Names of the studies that the user means."""
-    users: dict[str, list[tuple[Held, RunRecord]]]
-    """Name of an entry's folder → its cells."""
-    in_use: frozenset[str]
-    """Entries that a running study, or a cell that is not complete, will read."""
-    kept: frozenset[str]
-    """Merged models of recommended cells, and of studies that recommend none."""
-    planned: frozenset[str]
-    """Entries that a study's graph names."""
-    num_broken: int
-    """Files that are no records, which may mention anything."""
-
-
 def prune(options: Namespace) -> int:
     """List what can be freed, ask, and free it; exit with 1 if something could not be."""
     root = store_root()
@@ -73,14 +55,18 @@ def prune(options: Namespace) -> int:
         raise StoreError("--models and --orphans free what belongs to no study; name none with it")
     if options.json and not (options.yes or options.dry_run):
         raise StoreError("--json does not ask; give --yes to free, or --dry-run")
-    items, notes = _found(root, options)
+    broken: list[StoreError] = []
+    items, notes = _found(root, options, broken.append)
+    for error in broken:
+        study.tell_broken(error)
     if not options.json:
         _write(root, items, notes)
     freed, failed = 0, 0
     if items and not options.dry_run and _agreed(options, items):
         shown = {item.folder for item in items}
         # A study may have begun while the question stood.
-        items = [item for item in _found(root, options)[0] if item.folder in shown]
+        now, _ = _found(root, options, lambda _: None)
+        items = [item for item in now if item.folder in shown]
         freed, failed = _free(items)
         if not options.json:
             write(f"freed {fmt.size(freed) if freed else 'nothing'}")
@@ -94,21 +80,25 @@ def prune(options: Namespace) -> int:
                 "notes": notes,
             }
         )
-    return 1 if failed else 0
+    return 1 if failed or broken else 0
 
 
-def _found(root: Path, options: Namespace) -> tuple[list[Item], list[str]]:
+def _found(
+    root: Path, options: Namespace, on_broken: Callable[[StoreError], None]
+) -> tuple[list[Item], list[str]]:
     """What the options free, in order, and what to say of the rest."""
-    held_by = _holdings(root, options.studies)
+    held_by = holdings(root, options.studies, on_broken)
     items: list[Item] = []
     notes = list(_of_studies(held_by, root, options))
     entries = pruning.entries(root)
-    mentioned = [path for path in entries if path.name in held_by.users]
+    place = {name: number for number, name in enumerate(held_by.users)}
+    mentioned = [path for path in entries if path.name in place]
+    mentioned.sort(key=lambda path: place[path.name])
     asked = {"train": options.adapters, "eval": options.documents}
     for stage in KINDS:
         if asked.get(stage, True):
             found = [path for path in mentioned if path.parent.name == stage]
-            items += _items(found, held_by, all_cells=options.all_cells)
+            items += _items(found, held_by, on_broken, all_cells=options.all_cells)
     if not options.studies:
         more, said = _of_no_study(root, entries, held_by, options)
         items += more
@@ -116,39 +106,13 @@ def _found(root: Path, options: Namespace) -> tuple[list[Item], list[str]]:
     return items, notes
 
 
-def _holdings(root: Path, names: list[str]) -> Holdings:
-    broken: list[StoreError] = []
-    studies = held(root, on_broken=broken.append)
-    for error in broken:
-        study.tell_broken(error)
-    chosen = frozenset(names or [one.name for one in studies])
-    users: dict[str, list[tuple[Held, RunRecord]]] = {}
-    in_use: set[str] = set()
-    for one in studies:
-        unfinished = any(record.status != "complete" for record in one.records)
-        for record in one.records:
-            mine = {stage.key[:24]: stage.stage for stage in record.stages}
-            for name in mine:
-                users.setdefault(name, []).append((one, record))
-            if one.is_running or record.status != "complete":
-                in_use |= mine.keys()
-            elif unfinished:
-                # The cells that are still to come train on the same rows.
-                in_use |= {name for name, stage in mine.items() if stage == "data"}
-        if one.is_running:
-            in_use |= {key[:24] for key in one.planned}
-    return Holdings(
-        studies=tuple(studies),
-        chosen=chosen,
-        users=users,
-        in_use=frozenset(in_use),
-        kept=frozenset(key[:24] for one in studies for key in one.kept),
-        planned=frozenset(key[:24] for one in studies for key in one.planned),
-        num_broken=len(broken),
-    )
-
-
-def _items(folders: list[Path], held_by: Holdings, *, all_cells: bool) -> Iterator[Item]:
+def _items(
+    folders: list[Path],
+    held_by: Holdings,
+    on_broken: Callable[[StoreError], None],
+    *,
+    all_cells: bool,
+) -> Iterator[Item]:
     """The entries, of one stage, that may be freed and take space."""
     for folder in folders:
         users = held_by.users[folder.name]
@@ -162,7 +126,11 @@ def _items(folders: list[Path], held_by: Holdings, *, all_cells: bool) -> Iterat
             continue
         if stage == "train" and not all_cells and _is_kept(chosen):
             continue
-        names = tuple(stored_files(folder))
+        try:
+            names = tuple(stored_files(folder))
+        except StoreError as error:
+            on_broken(error)
+            continue
         if stage == "eval":
             names = tuple(name for name in names if name == documents.FILE)
         if size := pruning.bytes_of_files(folder, names):

@@ -113,6 +113,64 @@ def _planned(path: Path) -> frozenset[str]:
         raise StoreError(f"{path}: cannot be read ({error}); delete it") from error
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Holdings:
+    """The store's studies, and which cells made or used which entry."""
+
+    studies: tuple[Held, ...]
+    chosen: frozenset[str]
+    """Names of the studies that the user means."""
+    users: dict[str, list[tuple[Held, RunRecord]]]
+    """Name of an entry's folder → its cells."""
+    in_use: frozenset[str]
+    """Entries that a running study, or a cell that is not complete, will read."""
+    kept: frozenset[str]
+    """Merged models of recommended cells, and of studies that recommend none."""
+    planned: frozenset[str]
+    """Entries that a study's graph names."""
+    num_broken: int
+    """Files that are no records, which may mention anything."""
+
+
+def holdings(root: Path, names: list[str], on_broken: Callable[[StoreError], None]) -> Holdings:
+    """Read whose the store's entries are.
+
+    Args:
+        root: the store.
+        names: the studies that the user means; empty means all.
+        on_broken: told of files that are no records.
+    """
+    broken: list[StoreError] = []
+    studies = held(root, on_broken=broken.append)
+    for error in broken:
+        on_broken(error)
+    chosen = frozenset(names or [one.name for one in studies])
+    users: dict[str, list[tuple[Held, RunRecord]]] = {}
+    in_use: set[str] = set()
+    for one in studies:
+        unfinished = any(record.status != "complete" for record in one.records)
+        for record in one.records:
+            mine = {stage.key[:24]: stage.stage for stage in record.stages}
+            for name in mine:
+                users.setdefault(name, []).append((one, record))
+            if one.is_running or record.status != "complete":
+                in_use |= mine.keys()
+            elif unfinished:
+                # The cells that are still to come train on the same rows.
+                in_use |= {name for name, stage in mine.items() if stage == "data"}
+        if one.is_running:
+            in_use |= {key[:24] for key in one.planned}
+    return Holdings(
+        studies=tuple(studies),
+        chosen=chosen,
+        users=users,
+        in_use=frozenset(in_use),
+        kept=frozenset(key[:24] for one in studies for key in one.kept),
+        planned=frozenset(key[:24] for one in studies for key in one.planned),
+        num_broken=len(broken),
+    )
+
+
 def recommendation(
     manifest: StudyManifest, records: Sequence[RunRecord]
 ) -> tuple[RunRecord | None, str]:

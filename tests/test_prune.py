@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from synthetic import make_failed, make_study, make_sweep, write_study
+from test_cli import documented, fields
 from test_run import CELLS, copy_of
 
 from ftsuite import cli, jsonfile
@@ -368,6 +369,16 @@ def test_a_running_study_is_left_alone(root: Path, sweep: list[RunRecord], ask: 
     }
 
 
+def test_orphans_stay_while_a_cell_runs_that_may_have_made_them(root: Path, ask: Any) -> None:
+    (busy,) = add(root, "busy", make_sweep()[:1], status="running", stages=())
+    orphan = run_stage(root, spec("merge", "alone")).folder
+    with study.claimed(study.record_path(root, "busy", busy.run_id)):
+        assert ask("prune", "--yes", "--orphans", "--models")[0] == 0
+    assert orphan.exists()
+    assert ask("prune", "--yes", "--orphans")[0] == 0
+    assert not orphan.exists()
+
+
 def test_what_an_unfinished_cell_will_read_stays(root: Path, ask: Any) -> None:
     cells = [made(root, record) for record in make_sweep()]
     cells[3] = dataclasses.replace(make_failed(), stages=cells[3].stages[:3])
@@ -444,6 +455,11 @@ def test_runs_and_show_tell_of_bytes(root: Path, sweep: list[RunRecord], ask: An
     folder = merged(root, "lora.r=2")
     assert f"merged freed (50 kB); to make it again, delete {folder} and run:" in shown
     assert f"merged {merged(root, RECOMMENDED)}" in " ".join(ask("show", RECOMMENDED)[1].split())
+
+
+def test_the_documented_fields_are_printed(root: Path, sweep: list[RunRecord], ask: Any) -> None:
+    told = {name for name in documented("prune") if not name.startswith("--")}
+    assert told == fields(json.loads(ask("prune", "--dry-run", "--json")[1]))
 
 
 # --- store.keep -----------------------------------------------------------------------------

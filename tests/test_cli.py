@@ -26,7 +26,7 @@ from ftsuite.config import EvalsConfig, ModelConfig, RunConfig, to_plain
 from ftsuite.errors import BackendUnavailable, FtsuiteError, StoreError
 from ftsuite.models import embedded, sources
 from ftsuite.records import DataSummary, MergeSummary, Scores, SplitSummary, TrainSummary
-from ftsuite.store.entries import run_stage
+from ftsuite.store.commit import run_stage
 from ftsuite.studies import sweeper
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from ftsuite.choices import Packing
 from ftsuite.data.packing import Sequence, collate, pack, single
 from ftsuite.errors import StageError
 from ftsuite.models import sources
-from ftsuite.store.entries import run_stage
+from ftsuite.store.commit import run_stage
 from ftsuite.training import isolation
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from ftsuite.config import RunConfig
 from ftsuite.devices import Target
 from ftsuite.errors import StageError
 from ftsuite.models import loading, sources, templates, turns
-from ftsuite.store.entries import run_stage
+from ftsuite.store.commit import run_stage
 from ftsuite.training import merge, mergecheck
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from ftsuite.config import ModelConfig
 from ftsuite.errors import BackendUnavailable, ConfigError, DataError, StoreError
 from ftsuite.models import loading, modelfolder, sources
 from ftsuite.records import ModelIdentity
-from ftsuite.store.entries import run_stage
+from ftsuite.store.commit import run_stage
 from ftsuite.training import train
 
 if TYPE_CHECKING:

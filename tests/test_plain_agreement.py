@@ -18,7 +18,7 @@ from ftsuite.choices import Packing
 from ftsuite.data import prepare as data
 from ftsuite.models import loading, sources, templates
 from ftsuite.scoring import evaluate, tasks
-from ftsuite.store.entries import run_stage
+from ftsuite.store.commit import run_stage
 from ftsuite.studies.sweeper import compose
 
 if TYPE_CHECKING:

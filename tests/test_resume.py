@@ -16,7 +16,8 @@ from ftsuite import jsonfile, progress, stages
 from ftsuite.choices import Packing, Scheduler
 from ftsuite.errors import StageError
 from ftsuite.models import sources
-from ftsuite.store.entries import file_digest, run_stage
+from ftsuite.store.commit import run_stage
+from ftsuite.store.entries import file_digest
 from ftsuite.studies import study
 from ftsuite.training import train
 

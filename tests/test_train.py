@@ -18,7 +18,7 @@ from ftsuite.data.prepare import load_split
 from ftsuite.devices import Target
 from ftsuite.errors import StageError
 from ftsuite.models import sources
-from ftsuite.store.entries import run_stage
+from ftsuite.store.commit import run_stage
 from ftsuite.training import targets, trainer
 
 if TYPE_CHECKING:

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from bystage import probed, scored
+from bystage import anew, probed, scored
 from conftest import Command, environment, scores_of
 
 from ftsuite import jsonfile
 from ftsuite.choices import Source
-from ftsuite.config import EvalsConfig, ModelConfig, ProbesConfig, RunConfig, StoreConfig
+from ftsuite.config import EvalsConfig, ModelConfig, ProbesConfig, RunConfig
 from ftsuite.errors import BackendUnavailable, DataError
 from ftsuite.events import read
 from ftsuite.models import loading, sources
@@ -380,14 +380,14 @@ def test_embedded_model_is_converted_once(smollm2: sources.Base, session_store: 
 
 @pytest.mark.network
 def test_embedded_model_answers_a_probe_and_scores_items(
-    smollm2: sources.Base, session_store: Path
+    smollm2: sources.Base, tmp_path: Path
 ) -> None:
     config = RunConfig(
         model=ModelConfig(id=str(smollm2.folder)),
         probes=ProbesConfig(files=["pirate"], limit=1, max_new_tokens=8),
         evals=EvalsConfig(tasks=["intent_choice", "intent_exact", "prose_bpb"], limit=4),
-        store=StoreConfig(root=str(session_store)),
     )
+    config = anew(config, tmp_path)
     report = probed(config, smollm2.folder)
     (result,) = report.probes
     assert [answer.with_system for answer in result.answers] == [True, False]

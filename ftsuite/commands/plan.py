@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from ftsuite.models.sources import Base
 from ftsuite.recipe import recipe
 from ftsuite.records import ModelIdentity
 from ftsuite.reporting import formats as fmt
-from ftsuite.stages import BaseModel
+from ftsuite.stages import BaseModel, Evaluate, HeldOutLossOf, Probe, Train
 from ftsuite.store.computing import lookup
 from ftsuite.studies import study, sweeper
 
@@ -27,8 +28,16 @@ if TYPE_CHECKING:
 
     from ftsuite.config import RunConfig
     from ftsuite.records import RunRecord
+    from ftsuite.store.stage import Stage
 
 TO_BE_FETCHED = "to be fetched"
+UNKNOWN = {
+    "data": estimate.DATA_SECONDS,
+    "loss": estimate.CHECK_SECONDS,
+    "merge": estimate.MERGE_SECONDS,
+    "check": estimate.CHECK_SECONDS,
+}
+"""Seconds of a stage of which neither its tokens nor earlier runs tell."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,22 +109,32 @@ def _cell(
     tokens = (
         estimate.stored_tokens(data.record, config.train) if data else estimate.file_tokens(config)
     )
-    evals, probes = max(1, len(config.evals.tasks)), max(1, len(stages.base.probes))
-    score = score_estimate.score_tokens(config, runs, base.folder if base else None, root)
-    costs = {
-        "check": estimate.CHECK_SECONDS,
-        "loss": estimate.CHECK_SECONDS,
-        "data": speeds.seconds.get("data", estimate.DATA_SECONDS),
-        "merge": speeds.seconds.get("merge", estimate.MERGE_SECONDS),
-        "train": None if tokens is None else tokens / speeds.train,
-        "eval": _over(score, speeds.score * evals),
-        "probe": speeds.seconds.get("probe")
-        or _over(estimate.probe_tokens(config.probes, config.evals.path), speeds.score * probes),
-    }
+    limit = config.data.validation_limit
+    held_out = estimate.held_out_tokens(data.record, limit) if data else None
+
+    @functools.cache
+    def score(task: str) -> float | None:
+        folder = base.folder if base else None
+        return _over(score_estimate.score_tokens(task, config, runs, folder, root), speeds.score)
+
+    def cost(stage: Stage[Any]) -> float | None:
+        match stage:
+            case Train():
+                return _over(tokens, speeds.train)
+            case Evaluate():
+                return score(stage.name)
+            case Probe():
+                known = speeds.seconds.get(f"probe {stage.name}")
+                return known or _over(estimate.probe_tokens(stage.probes), speeds.score)
+            case HeldOutLossOf() if held_out is not None:
+                return _over(held_out, speeds.score)
+            case _:
+                return speeds.seconds.get(stage.NAME, UNKNOWN[stage.NAME])
+
     planned = []
     for name, spec in stages.named():
         stored = base is not None and lookup(root, spec) is not None
-        seconds = 0.0 if stored else costs[spec.NAME]
+        seconds = 0.0 if stored else cost(spec)
         planned.append(
             PlannedStage(
                 stage=name,
@@ -226,7 +245,17 @@ def _row(cell: PlannedCell) -> tuple[str, ...]:
         tokens,
         f"{len(cell.stages) - len(todo)}/{len(cell.stages)}",
         (fmt.seconds(sum(known)) + ("" if len(known) == len(todo) else " +")) if todo else "0 s",
-        ", ".join(stage.stage for stage in todo) or "nothing",
+        _names([stage.stage for stage in todo]) or "nothing",
+    )
+
+
+def _names(stages: Sequence[str]) -> str:
+    """'train, eval-tuned (3)': the stages of several tasks or probes are counted."""
+    kinds: dict[str, list[str]] = {}
+    for name in stages:
+        kinds.setdefault(name.partition(" ")[0], []).append(name)
+    return ", ".join(
+        names[0] if len(names) == 1 else f"{kind} ({len(names)})" for kind, names in kinds.items()
     )
 
 

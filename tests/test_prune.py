@@ -22,15 +22,14 @@ from ftsuite.config import StoreConfig
 from ftsuite.errors import StoreError
 from ftsuite.graphrecords import CellStages, StageRef, StudyGraph
 from ftsuite.records import StageRecord
-from ftsuite.store import pruning
+from ftsuite.store import leases, pruning
+from ftsuite.store.commit import run_stage
 from ftsuite.store.entries import (
     StageSpec,
     checked_file,
     file_digest,
     folder_of,
-    holding,
     lookup,
-    run_stage,
     verify,
 )
 from ftsuite.studies import keep, study
@@ -135,7 +134,7 @@ def tree(folder: Path) -> dict[str, str]:
     return {
         str(path.relative_to(folder)): file_digest(path)
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.suffix != ".lock"
+        if path.is_file() and path.suffix != ".lease"
     }
 
 
@@ -202,7 +201,7 @@ def test_a_kill_before_the_deletion_leaves_a_pruned_entry_that_is_finished_later
 
 def test_an_entry_that_somebody_has_in_hand_is_left_alone(root: Path) -> None:
     folder = run_stage(root, spec("merge", "x")).folder
-    with holding(folder.with_suffix(".lock")):
+    with leases.held(folder):
         for free in (lambda: pruning.prune(folder, []), lambda: pruning.remove(folder)):
             with pytest.raises(StoreError, match="another process"):
                 free()
@@ -410,7 +409,7 @@ def test_orphans_and_broken_off_work(root: Path, sweep: list[RunRecord], ask: An
     for folder in (cut, training, busy, odd):
         folder.mkdir()
         (folder / "weights").write_bytes(bytes(1_000))
-    with holding(busy.with_suffix(".lock")):
+    with leases.held(busy.with_suffix("")):
         said = ask("prune", "--yes")[1]
         assert not cut.exists() and busy.exists() and training.exists() and orphan.exists()
         assert "2 folders (51 kB) that no record mentions: --orphans frees them" in said

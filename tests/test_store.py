@@ -56,7 +56,8 @@ PROCESS = """
 import os, signal, sys, time
 from dataclasses import dataclass
 from pathlib import Path
-from ftsuite.store import StageSpec, run_stage
+from ftsuite.store.commit import run_stage
+from ftsuite.store.entries import StageSpec
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
@@ -171,7 +172,7 @@ def test_compute_that_raises_leaves_nothing_and_the_next_call_computes(tmp_path:
     with pytest.raises(KeyboardInterrupt):
         run_stage(tmp_path, spec(fail))
     assert lookup(tmp_path, spec()) is None
-    assert not list(tmp_path.glob("answer/*.partial"))
+    assert not list(tmp_path.glob("answer/*.partial*"))
     assert not run_stage(tmp_path, spec()).reused
 
 
@@ -214,7 +215,7 @@ return Answer(value=1)
 """
     process = start(tmp_path, body, resumable=resumable)
     assert process.wait(timeout=60) == -signal.SIGKILL
-    assert len(list(tmp_path.glob("answer/*.partial/result.json"))) == 1
+    assert len(list(tmp_path.glob("answer/*.partial*/result.json"))) == 1
     assert lookup(tmp_path, spec()) is None
     entry = run_stage(tmp_path, spec(resumable=resumable))
     assert entry.record.value == 42
@@ -388,7 +389,8 @@ FULL = """
 import sys
 from pathlib import Path
 from ftsuite.errors import StageError
-from ftsuite.store import StageSpec, run_stage
+from ftsuite.store.commit import run_stage
+from ftsuite.store.entries import StageSpec
 
 def compute(folder):
     (folder / "weights.bin").write_bytes(bytes(100_000))

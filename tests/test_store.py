@@ -55,7 +55,7 @@ PROCESS = """
 import os, signal, sys, time
 from dataclasses import dataclass
 from pathlib import Path
-from ftsuite.store import StageSpec, run_stage
+from ftsuite.store.entries import StageSpec, run_stage
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
@@ -129,7 +129,7 @@ def test_second_call_reads_what_the_first_stored(tmp_path: Path) -> None:
     assert replace(first, reused=True) == second
     assert (second.folder / "weights.bin").stat().st_size == 2048
     assert second.peak_memory_bytes > 1_000_000
-    verify(second)
+    verify(second.folder)
 
 
 def test_a_file_that_shares_a_name_with_the_stores_own_is_listed(tmp_path: Path) -> None:
@@ -201,7 +201,7 @@ def test_killed_compute_leaves_no_result(tmp_path: Path, resumable: bool) -> Non
     # No timeout on the lock: the kernel has released the dead process's.
     assert not run_stage(tmp_path, spec(compute, resumable=resumable)).reused
     assert seen == [resumable]
-    verify(run_stage(tmp_path, spec(refuse)))
+    verify(run_stage(tmp_path, spec(refuse)).folder)
 
 
 @pytest.mark.parametrize("resumable", [False, True])
@@ -217,7 +217,7 @@ return Answer(value=1)
     assert lookup(tmp_path, spec()) is None
     entry = run_stage(tmp_path, spec(resumable=resumable))
     assert entry.record.value == 42
-    verify(entry)
+    verify(entry.folder)
 
 
 # --- a damaged entry ------------------------------------------------------------------------
@@ -251,7 +251,7 @@ def test_damaged_file_is_an_error_with_folder_and_remedy(
     with pytest.raises(StoreError) as caught:
         found = run_stage(tmp_path, spec(refuse))
         assert how == "flipped"  # sizes are right, so only the sha256 tells
-        verify(found)
+        verify(found.folder)
     message = one_line(caught.value)
     assert str(entry.folder) in message
     assert "delete the folder and run again" in message
@@ -267,13 +267,13 @@ def test_every_flipped_byte_of_the_result_is_found_or_harmless(tmp_path: Path) -
         path.write_bytes(flipped(content, place, 4))
         try:
             found = run_stage(tmp_path, spec(refuse))
-            verify(found)
+            verify(found.folder)
         except StoreError:
             continue
         assert found == replace(entry, reused=True)
         assert content[place] in b" \n"
     path.write_bytes(content)
-    verify(run_stage(tmp_path, spec(refuse)))
+    verify(run_stage(tmp_path, spec(refuse)).folder)
 
 
 def test_changed_record_is_found_by_its_checksum(tmp_path: Path) -> None:
@@ -387,7 +387,7 @@ FULL = """
 import sys
 from pathlib import Path
 from ftsuite.errors import StageError
-from ftsuite.store import StageSpec, run_stage
+from ftsuite.store.entries import StageSpec, run_stage
 
 def compute(folder):
     (folder / "weights.bin").write_bytes(bytes(100_000))
@@ -475,7 +475,7 @@ def test_holding_says_whether_the_lock_was_free(tmp_path: Path) -> None:
 
 
 def test_store_needs_no_torch() -> None:
-    script = "import sys, ftsuite.store, ftsuite.study; print('torch' in sys.modules)"
+    script = "import sys, ftsuite.store.computing, ftsuite.studies.study; print('torch' in sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )

@@ -475,7 +475,9 @@ def test_holding_says_whether_the_lock_was_free(tmp_path: Path) -> None:
 
 
 def test_store_needs_no_torch() -> None:
-    script = "import sys, ftsuite.store.computing, ftsuite.studies.study; print('torch' in sys.modules)"
+    script = (
+        "import sys, ftsuite.store.computing, ftsuite.studies.study; print('torch' in sys.modules)"
+    )
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )

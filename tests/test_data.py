@@ -153,8 +153,22 @@ def test_subsets_are_seeded_nested_and_noted(tmp_path):
     large = prepare(tmp_path, rows, train_limit=40, validation_limit=5)
     assert few < set(texts(tmp_path, "train"))
     assert small.subset_note == "20 of 90 training rows (seed 0)"
-    assert large.subset_note == "40 of 90 training rows, 5 of 10 validation rows (seed 0)"
+    assert large.subset_note == "40 of 90 training rows (seed 0)"
     assert split_of(large, "train").available == 90
+    # Who scores the validation rows takes the first so many of them: all are there.
+    assert split_of(large, "validation").rows == len(data.load_split(tmp_path, "validation")) == 10
+
+
+def test_the_first_validation_rows_are_a_seeded_subset(tmp_path):
+    rows = questions(100)
+    prepare(tmp_path, rows)
+    in_order = texts(tmp_path, "validation")
+    assert len(in_order) == 10
+    prepare(tmp_path, rows[::-1])
+    # The order is that of the seed, whatever the file's.
+    assert texts(tmp_path, "validation") == in_order
+    prepare(tmp_path, rows, split_seed=1)
+    assert texts(tmp_path, "validation") != in_order
 
 
 def test_wrong_turns_are_dropped_and_counted(tmp_path):
@@ -241,7 +255,8 @@ def test_source_identity_is_the_content(tmp_path):
 def test_source_identity_needs_no_torch(tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", questions(3))
     code = (
-        "import sys; from ftsuite.config import DataConfig; from ftsuite.data import source_sha256;"
+        "import sys; from ftsuite.config import DataConfig;"
+        "from ftsuite.data.prepare import source_sha256;"
         f"source_sha256(DataConfig(train={str(path)!r}));"
         "sys.exit(any(name in sys.modules for name in ('torch', 'transformers', 'datasets')))"
     )

@@ -131,7 +131,7 @@ def test_second_call_reads_what_the_first_stored(tmp_path: Path) -> None:
     assert replace(first, reused=True) == second
     assert (second.folder / "weights.bin").stat().st_size == 2048
     assert second.peak_memory_bytes > 1_000_000
-    verify(second)
+    verify(second.folder)
 
 
 def test_a_file_that_shares_a_name_with_the_stores_own_is_listed(tmp_path: Path) -> None:
@@ -203,7 +203,7 @@ def test_killed_compute_leaves_no_result(tmp_path: Path, resumable: bool) -> Non
     # No timeout on the lock: the kernel has released the dead process's.
     assert not run_stage(tmp_path, spec(compute, resumable=resumable)).reused
     assert seen == [resumable]
-    verify(run_stage(tmp_path, spec(refuse)))
+    verify(run_stage(tmp_path, spec(refuse)).folder)
 
 
 @pytest.mark.parametrize("resumable", [False, True])
@@ -219,7 +219,7 @@ return Answer(value=1)
     assert lookup(tmp_path, spec()) is None
     entry = run_stage(tmp_path, spec(resumable=resumable))
     assert entry.record.value == 42
-    verify(entry)
+    verify(entry.folder)
 
 
 # --- a damaged entry ------------------------------------------------------------------------
@@ -253,7 +253,7 @@ def test_damaged_file_is_an_error_with_folder_and_remedy(
     with pytest.raises(StoreError) as caught:
         found = run_stage(tmp_path, spec(refuse))
         assert how == "flipped"  # sizes are right, so only the sha256 tells
-        verify(found)
+        verify(found.folder)
     message = one_line(caught.value)
     assert str(entry.folder) in message
     assert "delete the folder and run again" in message
@@ -269,13 +269,13 @@ def test_every_flipped_byte_of_the_result_is_found_or_harmless(tmp_path: Path) -
         path.write_bytes(flipped(content, place, 4))
         try:
             found = run_stage(tmp_path, spec(refuse))
-            verify(found)
+            verify(found.folder)
         except StoreError:
             continue
         assert found == replace(entry, reused=True)
         assert content[place] in b" \n"
     path.write_bytes(content)
-    verify(run_stage(tmp_path, spec(refuse)))
+    verify(run_stage(tmp_path, spec(refuse)).folder)
 
 
 def test_changed_record_is_found_by_its_checksum(tmp_path: Path) -> None:
@@ -478,7 +478,9 @@ def test_holding_says_whether_the_lock_was_free(tmp_path: Path) -> None:
 
 
 def test_store_needs_no_torch() -> None:
-    script = "import sys, ftsuite.store, ftsuite.study; print('torch' in sys.modules)"
+    script = (
+        "import sys, ftsuite.store.computing, ftsuite.studies.study; print('torch' in sys.modules)"
+    )
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from tiny import conversation, tiny_tokenizer, write_jsonl
@@ -10,7 +10,7 @@ from ftsuite.config import DataConfig, EvalsConfig, PackingConfig, TemplateConfi
 from ftsuite.data import prepare as data
 from ftsuite.models import templates
 from ftsuite.resources import evals_dir
-from ftsuite.scoring import systems
+from ftsuite.scoring import evaluate, systems
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -60,13 +60,20 @@ def test_a_task_that_asks_with_a_system_message_that_no_row_has_is_named(tmp_pat
 
 
 def test_a_run_says_so_before_anything_is_scored(
-    new_command: object, capsys: pytest.CaptureFixture[str]
+    new_command: object, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    real = evaluate.evaluate
+
+    def scored(stage: Any, *rest: Any) -> Any:
+        print(f"scoring {stage.name}")
+        return real(stage, *rest)
+
+    monkeypatch.setattr(evaluate, "evaluate", scored)
     command: Command = new_command("systems")  # type: ignore[operator]
     assert command.here("data.system=null", "train.max_steps=1") == 0
     lines = capsys.readouterr().out.splitlines()
     (told,) = [i for i, line in enumerate(lines) if "note: evals.tasks intent_choice" in line]
-    assert told < next(i for i, line in enumerate(lines) if "eval base" in line)
+    assert told < next(i for i, line in enumerate(lines) if "scoring " in line)
     (record,) = command.runs().values()
     assert len(record.notes) == 1
     report = (command.reports / "tiny" / "README.md").read_text()

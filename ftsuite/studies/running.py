@@ -96,8 +96,12 @@ class _Study:
         for run_id, one in self._planned.items():
             if isinstance(one, graph.Unplanned):
                 self._fail(run_id, PREPARATION, error_of(one.error))
-            else:
+                continue
+            try:
                 self._say_stored(run_id, one)
+            except FtsuiteError as error:
+                # A stored result that cannot be read fails its cells alone.
+                self._fail(run_id, PREPARATION, error_of(error))
         to_check = [task for task in self._tasks if task.stage.CHECK]
         for outcome in self._checked(to_check):
             if outcome.error is not None:

@@ -274,7 +274,7 @@ def test_a_label_beside_a_text_is_not_left_out(suite: Suite) -> None:
     """With two texts, it is not plain which of them is the question."""
     (suite.folder / "rows.csv").write_text("text,title,label\nhello,x,a\nbye,y,b\n")
     message = suite.failed("data.train=rows.csv", "data.shape=auto", stage="data")
-    assert message.startswith("rows.csv: the column 'label' looks like an answer")
+    assert message.startswith(f"{suite.folder}/rows.csv: the column 'label' looks like an answer")
 
 
 def test_a_column_that_is_there_twice(suite: Suite) -> None:

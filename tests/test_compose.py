@@ -176,7 +176,7 @@ def test_hydras_multirun_flag_changes_nothing(
     monkeypatch: pytest.MonkeyPatch, elsewhere: Path
 ) -> None:
     swept = []
-    monkeypatch.setattr(sweeper, "run", lambda sweep, task: swept.append(sweep))
+    monkeypatch.setattr(sweeper, "run", lambda sweep: swept.append(sweep))
     for arguments in (["lora.r=2,4"], ["-m", "lora.r=2,4"], ["lora.r=2,4", "--multirun"]):
         assert main(arguments) == 0
     assert [len(sweep.configs) for sweep in swept] == [2, 2, 2]
@@ -186,7 +186,7 @@ def test_hydras_multirun_flag_changes_nothing(
 def test_a_folder_of_own_sweeps_is_found(monkeypatch: pytest.MonkeyPatch, elsewhere: Path) -> None:
     own_sweep(elsewhere, 'lora.r: "3,5"')
     swept = []
-    monkeypatch.setattr(sweeper, "run", lambda sweep, task: swept.append(sweep))
+    monkeypatch.setattr(sweeper, "run", lambda sweep: swept.append(sweep))
     assert main(["--config-dir", "mine", "+sweep=own", "study=x"]) == 0
     assert main(["+sweep=own", "hydra.searchpath=[file://mine]"]) == 0
     assert [[c.lora.r for c in sweep.configs] for sweep in swept] == [[3, 5], [3, 5]]

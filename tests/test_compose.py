@@ -47,7 +47,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("FTSUITE_STORE", str(tmp_path / "store"))
     monkeypatch.delenv("FTSUITE_TRACEBACK", raising=False)
     # Nothing here may train a model, least of all where a check has gone missing.
-    monkeypatch.setattr("ftsuite.run.run", None)
+    monkeypatch.setattr("ftsuite.studies.running.run", None)
     return tmp_path
 
 
@@ -159,17 +159,24 @@ def test_own_data_has_to_be_named() -> None:
         sweeper.compose(["data=file"])
 
 
-def test_the_joblib_launcher_composes() -> None:
-    sweep = sweeper.compose(["+sweep=lora_rank", "hydra/launcher=joblib"])
-    assert sweep.shared.hydra.launcher.n_jobs == 2
-    assert sweep.shared.hydra.launcher._target_.endswith("JoblibLauncher")
+def test_the_executor_is_a_group_and_in_no_cells_identity() -> None:
+    plain, inline, two = (
+        sweeper.compose(["+sweep=lora_rank", *one])
+        for one in ([], ["executor=inline"], ["executor.workers=2"])
+    )
+    found = [
+        (s.configs[0].executor.name, s.configs[0].executor.workers) for s in (plain, inline, two)
+    ]
+    assert found == [("local", None), ("inline", None), ("local", 2)]
+    ids = {tuple(cell.run_id for cell in s.manifest.cells) for s in (plain, inline, two)}
+    assert len(ids) == 1
 
 
 def test_hydras_multirun_flag_changes_nothing(
     monkeypatch: pytest.MonkeyPatch, elsewhere: Path
 ) -> None:
     swept = []
-    monkeypatch.setattr(sweeper, "run", lambda sweep, task: swept.append(sweep))
+    monkeypatch.setattr(sweeper, "run", lambda sweep: swept.append(sweep))
     for arguments in (["lora.r=2,4"], ["-m", "lora.r=2,4"], ["lora.r=2,4", "--multirun"]):
         assert main(arguments) == 0
     assert [len(sweep.configs) for sweep in swept] == [2, 2, 2]
@@ -179,7 +186,7 @@ def test_hydras_multirun_flag_changes_nothing(
 def test_a_folder_of_own_sweeps_is_found(monkeypatch: pytest.MonkeyPatch, elsewhere: Path) -> None:
     own_sweep(elsewhere, 'lora.r: "3,5"')
     swept = []
-    monkeypatch.setattr(sweeper, "run", lambda sweep, task: swept.append(sweep))
+    monkeypatch.setattr(sweeper, "run", lambda sweep: swept.append(sweep))
     assert main(["--config-dir", "mine", "+sweep=own", "study=x"]) == 0
     assert main(["+sweep=own", "hydra.searchpath=[file://mine]"]) == 0
     assert [[c.lora.r for c in sweep.configs] for sweep in swept] == [[3, 5], [3, 5]]
@@ -230,7 +237,10 @@ def own_sweep(folder: Path, params: str) -> None:
         ("+sweep=lora_ranks", "sweep = 'lora_ranks': no such choice; there are: learning_rate"),
         ("+sweep=lora_rank,nosuch", "sweep = 'nosuch': no such choice; there are: learning_rate"),
         ("sweep=lora_rank", "sweep = 'lora_rank': write +sweep=lora_rank"),
-        ("hydra/launcher=slurm", "hydra/launcher = 'slurm': no such choice; there are: basic"),
+        (
+            "hydra/launcher=joblib",
+            "hydra/launcher = 'joblib': there are no launchers; set executor.",
+        ),
         ("lora.r", "lora.r = '': not KEY=VALUE, such as lora.r=8"),
         ("lora.r=[1,2", "lora.r = '[1,2': not a value (no viable alternative"),
         ("lora.r=0", "lora.r = 0: must be at least 1"),
@@ -261,7 +271,7 @@ def test_every_cell_is_validated_before_the_first_starts(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     started: list[object] = []
-    monkeypatch.setattr("ftsuite.run.run", started.append)
+    monkeypatch.setattr("ftsuite.studies.running.run", started.append)
     failure(capsys, "+sweep=lora_rank,packing", "lora.r=4,0", "packing=off,bfd")
     assert started == []
 

@@ -71,7 +71,7 @@ def test_help_shows_sweeps_groups_and_examples(tmp_path: Path) -> None:
     assert "sweep: learning_rate, lora_rank, model_size, packing, seed, template" in done.stdout
     assert "template: chatml, dolly, llama3, model, vicuna" in done.stdout
     assert done.stdout.count("python -m ftsuite ") >= 4
-    assert "hydra/launcher=joblib" in done.stdout
+    assert "executor.workers=2" in done.stdout
     # Fits a terminal: the configuration is a --cfg job away.
     lines = done.stdout.rstrip().splitlines()
     assert len(lines) < 40

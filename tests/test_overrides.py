@@ -29,7 +29,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FTSUITE_STORE", str(tmp_path / "store"))
     monkeypatch.delenv("FTSUITE_TRACEBACK", raising=False)
-    monkeypatch.setattr("ftsuite.run.run", None)
+    monkeypatch.setattr("ftsuite.studies.running.run", None)
     # --info lets Hydra log to what is stdout at that time.
     monkeypatch.setattr(logging.getLogger(), "handlers", list(logging.getLogger().handlers))
     monkeypatch.setattr(logging.getLogger(), "level", logging.getLogger().level)
@@ -167,7 +167,11 @@ def one(*arguments: str) -> RunConfig:
         ("model=smollm2_135M", "model = 'smollm2_135M': no such choice; there are: llama3_8b"),
         ("data/train=x", "data/train = 'x': no such group; write data.train=x"),
         ("hydra.nosuch=4", "hydra.nosuch = '4': Hydra has no such setting"),
-        ("hydra/launcher=nosuch", "hydra/launcher = 'nosuch': no such choice; there are: basic"),
+        (
+            "hydra/launcher=nosuch",
+            "hydra/launcher = 'nosuch': there are no launchers; set executor.",
+        ),
+        ("executor=nosuch", "executor = 'nosuch': no such choice; there are: inline, local"),
         ("hydra.searchpath=nope", "must be a list of folders, such as [file://DIR]"),
         ("hydra.searchpath=[file://nope]", "hydra.searchpath = 'file://nope': no such folder"),
         ("lora.\U0001f642=3", "lora.\U0001f642 = '3': no setting has such a name"),
@@ -277,7 +281,7 @@ def test_mappings_can_be_swept() -> None:
     assert [c.evals.limits for c in configs] == [{"intent_choice": 2}, {"prose_bpb": 3}]
 
 
-# Every cell of a sweep, and what the launchers compose
+# Every cell of a sweep
 
 
 def test_cells_that_share_a_composition_are_those_that_hydra_composes() -> None:

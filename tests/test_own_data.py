@@ -38,6 +38,8 @@ SETTINGS = [
     "evals.max_new_tokens=120",
     "probes=none",
     "tracking=none",
+    # Saves the imports of a worker.
+    "executor=inline",
 ]
 
 
@@ -91,12 +93,14 @@ def test_every_answer_is_kept_and_shown(
     path = example_file("labels", place)
     (record,) = ran(place, tiny_model, f"data.train={path}")
     keys = {stage.stage: stage.key for stage in record.stages}
-    for stage in ("eval-base", "eval-tuned"):
-        folder = store.folder_of(place / "store", "eval", keys[stage])
-        found = documents.read(folder / documents.FILE)
-        chosen = [d for d in found if d.task == "labels_choice"]
+    for kind in ("eval-base", "eval-tuned"):
+        chosen, exact = (
+            documents.read(
+                store.folder_of(place / "store", "eval", keys[f"{kind} {task}"]) / documents.FILE
+            )
+            for task in ("labels_choice", "labels_exact")
+        )
         assert chosen and all(len(d.choices) == 8 for d in chosen)
-        exact = [d for d in found if d.task == "labels_exact"]
         assert len(exact) == 6 and all(len(d.answers) == 1 for d in exact)
     capsys.readouterr()
     assert commands(["show", record.run_id, "--documents", "--json"]) == 0

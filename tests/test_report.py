@@ -518,10 +518,10 @@ def test_curves_with_gaps_are_drawn(tmp_path: Path) -> None:
 def test_shared_stages_count_once(tmp_path: Path) -> None:
     said = section(text_of(tmp_path, *make_sweep()), "Time and memory")
     rows = {row[0]: row[1:] for line in said.splitlines() if (row := line[2:].split())}
-    assert rows["eval-base"][1:6:2] == ["1", "4", "30"]
+    assert rows["eval-base"][1:6:2] == ["4", "4", "31"]
     assert rows["train"][1:4:2] == ["4", "4"]
     assert rows["train"][5:9] == ["6", "min", "28", "s"]
-    total = 38 + 0.8 + 30.1 + 12.1 + 388.2 + 4 * (4.2 + 31 + 12.5)
+    total = 0.8 + 0.5 + 31 + 12.1 + 388.2 + 4 * (4.2 + 1.9 + 0.6 + 31 + 12.5)
     assert f"**{fmt.seconds(total)}**" in said
     assert "4.4 GB" in said
 
@@ -584,7 +584,8 @@ def test_another_process_gives_the_same_bytes_and_does_not_import_torch(tmp_path
     folder = write_study(tmp_path / "study", make_study(*cells), cells)
     render(*load_study(folder), tmp_path / "here")
     script = (
-        "import sys; from pathlib import Path; from ftsuite.report import load_study, render\n"
+        "import sys; from pathlib import Path\n"
+        "from ftsuite.reporting.report import load_study, render\n"
         "assert 'matplotlib' not in sys.modules\n"
         f"render(*load_study(Path({str(folder)!r})), Path({str(tmp_path / 'there')!r}))\n"
         "heavy = {'torch', 'transformers', 'lm_eval', 'wandb', 'hydra', 'matplotlib.pyplot'}\n"

@@ -44,6 +44,11 @@ def held_out_loss(stage: HeldOutLossOf, folders: Folders, _: Path, events: Event
                 losses += [-value for value, mask in masked if mask]
             told(sum(map(len, ids)))
     loss = math.fsum(losses) / len(losses)
+    if not math.isfinite(loss) and stage.model.merged is None:
+        raise StageError(
+            f"loss: the base model's held-out loss is {loss} before training; its weights hold "
+            "NaN, or model.dtype is too narrow for them; set model.dtype=float32"
+        )
     if not math.isfinite(loss):
         raise StageError(
             f"loss: the held-out loss is {loss}; set model.dtype=float32, or lower "

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
     from ftsuite.events import Event, Listener, Source
     from ftsuite.records import RunRecord, StudyManifest
-    from ftsuite.stages import CheckMerge
     from ftsuite.studies.graph import Planned, Unplanned
     from ftsuite.studies.study import Cell
 
@@ -121,8 +120,12 @@ class _Study:
         for run_id, one in self._planned.items():
             if isinstance(one, graph.Unplanned):
                 self._fail(run_id, PREPARATION, error_of(one.error))
-            else:
+                continue
+            try:
                 self._say_stored(run_id, one)
+            except FtsuiteError as error:
+                # A stored result that cannot be read fails its cells alone.
+                self._fail(run_id, PREPARATION, error_of(error))
         for outcome in executor.check([task for task in self._tasks if task.stage.CHECK]):
             if outcome.error is not None:
                 for run_id in outcome.task.run_ids:
@@ -145,23 +148,28 @@ class _Study:
             assert isinstance(one, graph.Planned)
             if run_id in self._statuses:
                 continue
-            if task.stage is one.recipe.data:
-                self._say_notes(one)
-            if task.stage.NAME == "check":
-                self._judge(run_id, one, task)
+            try:
+                if task.stage.key == one.recipe.data.key:
+                    self._say_notes(one)
+                if task.stage.key == one.recipe.check.key:
+                    self._judge(one)
+            except FtsuiteError as error:
+                self._fail(run_id, task.name, error_of(error))
             if not self._left[run_id] and run_id not in self._statuses:
                 self._complete(run_id)
 
-    def _judge(self, run_id: str, one: Planned, task: Task) -> None:
-        """Fail a cell whose merged model is not its adapter, before it is scored."""
-        stage: CheckMerge = one.recipe.check
-        check, merged = lookup(self._root, stage), lookup(self._root, one.recipe.merged)
+    def _judge(self, one: Planned) -> None:
+        """Refuse a merged model that is not its adapter, before it is scored.
+
+        Raises:
+            StageError: they differ by more than the cell's tolerance.
+        """
+        check = lookup(self._root, one.recipe.check)
+        merged = lookup(self._root, one.recipe.merged)
         assert check is not None and merged is not None
-        found = fidelity.summary(merged.record, check.record, one.cell.config.merge)
-        try:
-            fidelity.require_fidelity(found)
-        except FtsuiteError as error:
-            self._fail(run_id, task.name, error_of(error))
+        fidelity.require_fidelity(
+            fidelity.summary(merged.record, check.record, one.cell.config.merge)
+        )
 
     def _begin(self, source: Source) -> None:
         """Write 'running' for the first cell that needs a stage, once."""

@@ -47,6 +47,8 @@ def load_model(
 ) -> Any:
     """Load the causal language model in `folder` onto `device`, embeddings fitted to `tokenizer`.
 
+    On torch's meta device it has names, shapes and configuration, checked as ever, and no weights.
+
     Raises:
         BackendUnavailable: torch cannot use `device`, or the attention kernel is not installed.
         ConfigError: the attention kernel is not for `device` or `dtype`.
@@ -76,6 +78,8 @@ def load_model(
             trust_remote_code=config.trust_remote_code,
             attn_implementation=attention(config),
             output_loading_info=True,
+            # Weights are not read onto it at all.
+            device_map="meta" if device == "meta" else None,
             # transformers' own error only points at a report that it logs.
             ignore_mismatched_sizes=True,
         )

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ftsuite import progress
+from ftsuite.choices import Attention
 from ftsuite.data.prepare import load_split
 from ftsuite.errors import StageError
 from ftsuite.models import loading, templates
 from ftsuite.models.loglikelihood import log_likelihoods, masked_mean
 from ftsuite.records import MergeSummary
-from ftsuite.training import mergecheck
+from ftsuite.training import mergecheck, streammerge
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from ftsuite.config import RunConfig
+    from ftsuite.config import ModelConfig, RunConfig
     from ftsuite.devices import Compute
 
 VERSION = 2
@@ -60,7 +62,7 @@ def merge(
     remote = config.model.trust_remote_code
     load = partial(loading.load_model, device=compute.device, dtype=compute.dtype)
     with progress.stage(cell, "merge and fidelity", 2 * tokens, "tokens") as advance:
-        _write_merged(config, compute, base, adapter, tokenizer, folder)
+        reason = _write_merged(config, compute, base, adapter, tokenizer, folder)
         proof = mergecheck.prove(base, adapter, folder, compute.dtype, trust_remote_code=remote)
         model: Any = PeftModel.from_pretrained(load(base, tokenizer, config.model), adapter)
         before = log_likelihoods(model, rows, batch_size=config.evals.batch_size)
@@ -78,6 +80,8 @@ def merge(
         shards=len(list(folder.glob("*.safetensors"))),
         bytes=sum(path.stat().st_size for path in folder.glob("*.safetensors")),
         dtype=compute.dtype,
+        method="peft" if reason else "streamed",
+        reason=reason,
         vocabulary=merged.get_input_embeddings().num_embeddings,
         proved_tensors=proof.tensors,
         adapted_tensors=proof.adapted,
@@ -103,40 +107,61 @@ def _differences(
 
 def _write_merged(
     config: RunConfig, compute: Compute, base: Path, adapter: Path, tokenizer: Any, folder: Path
-) -> None:
+) -> str:
     """Add the adapter in float32 and round once to the cell's dtype.
 
     Adding in bfloat16 rounds away every change below half a unit in the last place: on
-    SmolLM2-135M that cost 0.12 nats a token instead of 0.02 (docs/architecture.md). Takes 4 bytes
-    a parameter of main memory.
+    SmolLM2-135M that cost 0.12 nats a token instead of 0.02 (docs/architecture.md).
+
+    Returns:
+        Why it was not streamed but merged in memory; empty where it was streamed.
     """
+    # No layer is run, so the kernel does not matter; some are for a GPU's dtypes alone.
+    model = dataclasses.replace(config.model, attn_implementation=Attention.auto)
+    reason = ""
+    try:
+        streammerge.write(
+            base,
+            adapter,
+            folder,
+            tokenizer=tokenizer,
+            config=model,
+            dtype=compute.dtype,
+            shard_bytes=config.train.shard_bytes,
+            advance=lambda _: None,
+        )
+    except streammerge.NotStreamable as error:
+        reason = str(error)
+        _merge_in_memory(
+            base,
+            adapter,
+            folder,
+            tokenizer=tokenizer,
+            config=model,
+            dtype=compute.dtype,
+            shard_bytes=config.train.shard_bytes,
+        )
+    tokenizer.save_pretrained(folder)
+    return reason
+
+
+def _merge_in_memory(
+    base: Path,
+    adapter: Path,
+    folder: Path,
+    *,
+    tokenizer: Any,
+    config: ModelConfig,
+    dtype: str,
+    shard_bytes: int,
+) -> None:
+    """Merge with PEFT; takes 4 bytes a parameter of main memory."""
     import torch
     from peft import PeftModel
 
-    model: Any = loading.load_model(base, tokenizer, config.model, device="cpu", dtype="float32")
-    model = PeftModel.from_pretrained(model, adapter)
-    _untie(model)
-    model = model.merge_and_unload()
-    model = model.to(getattr(torch, compute.dtype))
-    model.save_pretrained(folder, max_shard_size=config.train.shard_bytes)
-    tokenizer.save_pretrained(folder)
-
-
-def _untie(model: Any) -> None:
-    """Give tied input and output embeddings a weight each, if the adapter changes one of them.
-
-    PEFT adds to the one weight that they share, which would change both.
-    """
-    import torch
-    from peft.tuners.lora import LoraLayer
-
-    plain = model.get_base_model()
-    ends = plain.get_input_embeddings(), plain.get_output_embeddings()
-    layers = [end.get_base_layer() if isinstance(end, LoraLayer) else end for end in ends]
-    if layers[0].weight is layers[1].weight and any(isinstance(end, LoraLayer) for end in ends):
-        layers[1].weight = torch.nn.Parameter(layers[1].weight.detach().clone())
-        for config in (plain.config, plain.config.get_text_config()):
-            config.tie_word_embeddings = False
+    model: Any = loading.load_model(base, tokenizer, config, device="cpu", dtype="float32")
+    model = PeftModel.from_pretrained(model, adapter).merge_and_unload()
+    model.to(getattr(torch, dtype)).save_pretrained(folder, max_shard_size=shard_bytes)
 
 
 def require_fidelity(summary: MergeSummary) -> None:

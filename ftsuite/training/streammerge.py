@@ -1,0 +1,470 @@
+"""The merge without the model in memory: tensor by tensor from the base's files to new shards.
+
+What the result looks like (names, shapes, ties, files, configurations) is asked of transformers and
+PEFT on a model without weights; what its numbers are is computed here, as PEFT would: base + B·A
+times scale in float32, rounded once. So the folder is the one that `merge_and_unload` and
+`save_pretrained` write, byte by byte, for the memory of one product B·A.
+
+The file format is safetensors': 8 bytes little-endian with the header's length, a JSON header that
+gives each tensor's dtype, shape and place, then the data
+(https://github.com/huggingface/safetensors#format). All that is known before the first number, so
+a shard is written from front to back.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ftsuite.errors import StageError
+from ftsuite.models import loading, modelfolder
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from ftsuite.config import ModelConfig
+
+BLOCK = 1 << 20
+"""Values computed at a time: a few MB, which stay in the CPU's caches from read to write."""
+MEAN_COLUMNS = 256
+"""Columns of an embedding whose mean row is taken at a time."""
+FLOATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+"""safetensors' names of the dtypes that are computed with; all others are copied."""
+PLAIN_INITS = (True, False, "gaussian")
+"""Ways to draw A and B that leave the base's weights alone; PEFT repeats the others as it loads."""
+WHOLE = ("bias", "layer_replication", "modules_to_save", "target_parameters")
+"""Settings of LoraConfig under which more is trained than A and B."""
+AGAIN = "train again"
+
+
+class NotStreamable(Exception):
+    """This model or adapter has something that is not merged tensor by tensor; says what."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Stored:
+    """Where a safetensors file keeps a tensor."""
+
+    path: Path
+    start: int
+    """Of its first byte."""
+    size: int
+    """Bytes."""
+    dtype: str
+    """As safetensors names it: BF16, F32, …"""
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Delta:
+    """What the adapter adds to a weight: scale·B·A, transposed where the weight is stored so."""
+
+    a: _Stored
+    b: _Stored
+    scale: float
+    transposed: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Tensor:
+    """A tensor of the merged model: what it is made of, and what it will be."""
+
+    name: str
+    source: _Stored
+    delta: _Delta | None
+    dtype: str
+    shape: tuple[int, ...]
+    """With more rows than `source` has, the rest is the mean of its rows (loading.load_model)."""
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return math.prod(self.shape) * _width(self.dtype)
+
+
+def write(
+    base: Path,
+    adapter: Path,
+    folder: Path,
+    *,
+    tokenizer: Any,
+    config: ModelConfig,
+    dtype: str,
+    shard_bytes: int,
+    advance: Callable[[int], None],
+) -> None:
+    """Write `adapter` merged into `base` to `folder`: weights and configuration, no tokenizer.
+
+    Takes the memory of the largest B·A in float32, of an embedding's file bytes where new tokens
+    are added, and a few MB; nothing is written before it is known that all can be merged.
+
+    Args:
+        base: folder of the base model.
+        adapter: folder of the PEFT adapter.
+        folder: of the merged model.
+        tokenizer: from `loading.load_tokenizer`; the embeddings are fitted to it.
+        config: the base's.
+        dtype: of the merged weights.
+        shard_bytes: largest data of one file; a larger tensor gets a file of its own.
+        advance: told the bytes written since the last call.
+
+    Raises:
+        NotStreamable: something that PEFT and transformers must merge and save in memory.
+        StageError: the adapter changes one end of tied embeddings, or a file is damaged.
+        DataError: the base is not a whole model.
+    """
+    import torch
+    from huggingface_hub import split_torch_state_dict_into_shards
+
+    if "quantization_config" in json.loads((base / "config.json").read_text(encoding="utf-8")):
+        raise NotStreamable("the base's weights are quantised")
+    model = loading.load_model(base, tokenizer, config, device="meta", dtype="float32")
+    sources = _sources(model, base)
+    model, deltas, whole = _adapted(model, adapter)
+    model = model.to(getattr(torch, dtype))
+    state = _saved(model)
+    tensors = {tensor.name: tensor for tensor in _plan(model, state, sources, whole, deltas)}
+    # Writes all files that are no weights.
+    model.save_pretrained(folder, state_dict={})
+    split = split_torch_state_dict_into_shards(
+        {name: weight for name, (_, weight) in state.items()},
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=shard_bytes,
+    )
+    for shard, names in split.filename_to_tensors.items():
+        _write_shard(folder / shard, [tensors[name] for name in names], advance)
+    if split.is_sharded:
+        metadata = {"total_parameters": model.num_parameters(), **split.metadata}
+        index = {"metadata": metadata, "weight_map": split.tensor_to_filename}
+        text = json.dumps(index, indent=2, sort_keys=True) + "\n"
+        (folder / modelfolder.INDEX).write_text(text, encoding="utf-8")
+
+
+# --- what there is --------------------------------------------------------------------------
+
+
+def _stored(path: Path) -> dict[str, _Stored]:
+    """Where each tensor of a safetensors file lies."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt"), path.open("rb") as file:  # which checks the header
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length))
+    except (OSError, SafetensorError) as error:
+        raise StageError(f"merge: {path} is missing or damaged ({error}); {AGAIN}") from error
+    header.pop("__metadata__", None)
+    found = dict[str, _Stored]()
+    for name, entry in header.items():
+        first, end = entry["data_offsets"]
+        found[name] = _Stored(
+            path=path,
+            start=8 + length + first,
+            size=end - first,
+            dtype=entry["dtype"],
+            shape=tuple(entry["shape"]),
+        )
+    return found
+
+
+def _sources(model: Any, base: Path) -> dict[str, _Stored]:
+    """The base's tensors by their names in memory, and the model's tied weights made one.
+
+    transformers renames weights as it loads them; its own rules are asked.
+    """
+    from transformers import conversion_mapping, core_model_loading
+
+    index = base / modelfolder.INDEX
+    shards = [modelfolder.WEIGHTS]
+    if index.is_file() and not (base / modelfolder.WEIGHTS).is_file():
+        shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    stored = {name: place for shard in shards for name, place in _stored(base / shard).items()}
+    rules = conversion_mapping.get_model_conversion_mapping(model)
+    renamings = [r for r in rules if isinstance(r, core_model_loading.WeightRenaming)]
+    converters = [r for r in rules if isinstance(r, core_model_loading.WeightConverter)]
+    prefix, state = model.base_model_prefix, model.state_dict()
+    sources = dict[str, _Stored]()
+    for name in sorted(stored, key=core_model_loading.dot_natural_key):
+        rename = core_model_loading.rename_source_key
+        memory, converted = rename(name, renamings, converters, prefix, state)
+        if memory not in state and name in state:
+            memory, converted = name, None
+        if memory not in state:
+            continue  # load_model has judged what has no place
+        if converted is not None or memory in sources:
+            raise NotStreamable(f"transformers converts {name} of the base as it loads it")
+        sources[memory] = stored[name]
+    for pair in (model.all_tied_weights_keys or {}).items():
+        if set(pair) <= set(sources):
+            _require_same(pair, sources)
+    model.tie_weights(recompute_mapping=False)
+    return sources
+
+
+def _require_same(pair: tuple[str, str], places: dict[str, _Stored]) -> None:
+    """Tied weights that a file holds twice are one weight only where they are equal."""
+    one, other = (_blocks(places[name]) for name in pair)
+    if any(left != right for left, right in zip(one, other, strict=False)) or (
+        places[pair[0]].size != places[pair[1]].size
+    ):
+        raise NotStreamable(f"{' and '.join(pair)} are tied in config.json and differ in the file")
+
+
+def _adapted(model: Any, adapter: Path) -> tuple[Any, dict[str, _Delta], dict[str, _Stored]]:
+    """The model, what the adapter adds to its weights, and weights that the adapter's file holds.
+
+    PEFT saves whole embeddings when their rows grew.
+    """
+    import peft
+    from peft.tuners.lora import Embedding, Linear, LoraLayer
+
+    settings = peft.PeftConfig.from_pretrained(adapter)
+    _require_plain(settings)
+    wrapped = peft.get_peft_model(model, settings, low_cpu_mem_usage=True)
+    plain = wrapped.get_base_model()
+    _require_one_end(plain)
+    stored = {
+        name.removeprefix("base_model.model."): place
+        for name, place in _stored(adapter / "adapter_model.safetensors").items()
+    }
+    deltas = dict[str, _Delta]()
+    for name, layer in plain.named_modules():
+        if not isinstance(layer, LoraLayer):
+            continue
+        if type(layer) not in (Linear, Embedding) or layer.lora_variant:
+            raise NotStreamable(f"the adapter's part for {name} is of a kind of its own")
+        ends = ("lora_A.weight", "lora_B.weight")
+        if isinstance(layer, Embedding):
+            ends = ("lora_embedding_A", "lora_embedding_B")
+        a, b = (stored.pop(f"{name}.{end}", None) for end in ends)
+        if a is None or b is None:
+            raise StageError(f"merge: the adapter has no A and B for {name}; {AGAIN}")
+        deltas[f"{name}.weight"] = _Delta(
+            a=a,
+            b=b,
+            scale=layer.scaling[wrapped.active_adapter],
+            transposed=isinstance(layer, Embedding) or layer.fan_in_fan_out,
+        )
+    model = wrapped.unload()
+    whole = {name.replace(".base_layer.", "."): place for name, place in stored.items()}
+    if odd := sorted(set(whole) - {*model.state_dict()}):
+        raise NotStreamable(f"the adapter holds {odd[0]}")
+    return model, deltas, whole
+
+
+def _require_plain(settings: Any) -> None:
+    import peft
+
+    if type(settings) is not peft.LoraConfig:
+        raise NotStreamable(f"the adapter is a {settings.peft_type}")
+    if settings.init_lora_weights not in PLAIN_INITS:
+        raise NotStreamable(f"the adapter was begun with {settings.init_lora_weights}")
+    for name in WHOLE:
+        if (value := getattr(settings, name)) not in (None, "none", [], ()):
+            raise NotStreamable(f"the adapter was made with {name} = {value!r}")
+
+
+def _require_one_end(model: Any) -> None:
+    """Refuse an adapter on one of two tied embeddings: it would change both.
+
+    `targets.check` lets no such adapter be trained.
+    """
+    from peft.tuners.lora import LoraLayer
+
+    ends = model.get_input_embeddings(), model.get_output_embeddings()
+    if None in ends or ends[0].weight is not ends[1].weight:
+        return
+    for name, module in model.named_modules():
+        if module in ends and isinstance(module, LoraLayer):
+            raise StageError(
+                f"merge: the adapter changes {name}, one of two embeddings that share their "
+                "weight, and the merge would change both; train it without"
+            )
+
+
+# --- what there will be ---------------------------------------------------------------------
+
+
+def _saved(model: Any) -> dict[str, tuple[str, Any]]:
+    """Name in memory and weight (without data) of all that save_pretrained writes, by file name."""
+    from transformers.core_model_loading import revert_weight_conversion
+    from transformers.modeling_utils import remove_tied_weights_from_state_dict
+
+    state = model.state_dict()
+    for name in model._keys_to_ignore_on_save or ():
+        state.pop(name, None)
+    state = remove_tied_weights_from_state_dict(state, model)
+    names = {id(weight): name for name, weight in state.items()}
+    saved = revert_weight_conversion(model, state)
+    if odd := [name for name, weight in saved.items() if id(weight) not in names]:
+        raise NotStreamable(f"transformers converts {odd[0]} as it saves it")
+    return {name: (names[id(weight)], weight) for name, weight in saved.items()}
+
+
+def _plan(
+    model: Any,
+    state: dict[str, tuple[str, Any]],
+    sources: dict[str, _Stored],
+    whole: dict[str, _Stored],
+    deltas: dict[str, _Delta],
+) -> Iterator[_Tensor]:
+    """What each saved tensor is made of.
+
+    Args:
+        model: without its adapter.
+        state: from `_saved`.
+        sources: the base's tensors by names in memory.
+        whole: the adapter's in their stead, likewise.
+        deltas: likewise; all are used.
+    """
+    kinds = {getattr(_torch(), long): short for short, long in FLOATS.items()}
+    weights = dict(model.named_parameters(remove_duplicate=False))
+    ends = model.get_input_embeddings(), model.get_output_embeddings()
+    growing = [end.weight for end in ends if end is not None]
+    left = dict(deltas)
+    for name, (memory, weight) in state.items():
+        tied = [n for n, other in weights.items() if other is weights.get(memory)] or [memory]
+        origin = whole if any(n in whole for n in tied) else sources
+        places = [n for n in tied if n in origin]
+        if not places:
+            raise NotStreamable(f"{memory} is not in the base's files")
+        for other in places[1:]:
+            _require_same((places[0], other), origin)
+        source, shape = origin[places[0]], tuple(weight.shape)
+        grown = any(weights.get(memory) is end for end in growing) and (
+            source.shape[1:] == shape[1:] and source.shape[0] < shape[0]
+        )
+        if source.shape != shape and not grown:
+            raise NotStreamable(f"{memory} has another shape in the base's files")
+        if (source.dtype in FLOATS) != weight.dtype.is_floating_point:
+            raise NotStreamable(f"{memory} is stored as {source.dtype}")
+        dtype = kinds.get(weight.dtype, source.dtype)
+        delta = next((left.pop(n) for n in tied if n in left), None)
+        yield _Tensor(name=name, source=source, delta=delta, dtype=dtype, shape=shape)
+    if left:
+        raise NotStreamable(f"{min(left)}, which the adapter changes, is not saved")
+
+
+def _torch() -> Any:
+    import torch
+
+    return torch
+
+
+def _width(dtype: str) -> int:
+    """Bytes a value of a dtype as safetensors names it (BF16, I64, BOOL)."""
+    bits = "".join(filter(str.isdigit, dtype.partition("_")[0]))
+    return int(bits) // 8 if bits else 1
+
+
+# --- the numbers ----------------------------------------------------------------------------
+
+
+def _write_shard(path: Path, tensors: list[_Tensor], advance: Callable[[int], None]) -> None:
+    """Write one safetensors file, with the widest dtypes in front so that each is aligned."""
+    tensors = sorted(tensors, key=lambda tensor: (-_width(tensor.dtype), tensor.name))
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for tensor in tensors:
+        start, end = end, end + tensor.size
+        header[tensor.name] = {
+            "dtype": tensor.dtype,
+            "shape": tensor.shape,
+            "data_offsets": (start, end),
+        }
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for tensor in tensors:
+            for block in _values(tensor):
+                file.write(block)
+                advance(len(block))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _blocks(place: _Stored, values: int = BLOCK) -> Iterator[bytearray]:
+    """Read a tensor front to back, so many values at a time.
+
+    Reading, where a mapping would count the whole file as this process's memory.
+    """
+    left, step = place.size, values * _width(place.dtype)
+    with place.path.open("rb") as file:
+        file.seek(place.start)
+        while left:
+            block = bytearray(min(step, left))
+            if file.readinto(block) != len(block):
+                raise StageError(f"merge: {place.path} ends early; {AGAIN}")
+            left -= len(block)
+            yield block
+
+
+def _values(tensor: _Tensor) -> Iterator[Any]:
+    """The bytes of a merged tensor, block by block, in PEFT's order of operations."""
+    source = tensor.source
+    grows = source.shape != tensor.shape
+    if source.dtype == tensor.dtype and tensor.delta is None and not grows:
+        yield from _blocks(source)
+        return
+    torch = _torch()
+    rounded = getattr(torch, FLOATS[tensor.dtype])
+    columns = max(1, math.prod(tensor.shape[1:]))
+    product = None if tensor.delta is None else _product(tensor)
+    row = 0
+    for values in _rows(tensor, columns, grows=grows):
+        if product is not None and tensor.delta is not None:
+            values += product[row : row + len(values)] * tensor.delta.scale
+        row += len(values)
+        yield memoryview(values.to(rounded).view(torch.uint8).numpy()).cast("B")
+
+
+def _rows(tensor: _Tensor, columns: int, *, grows: bool) -> Iterator[Any]:
+    """The base's rows in float32, and those of new tokens; blocks of shape (rows, columns)."""
+    torch = _torch()
+    stored = getattr(torch, FLOATS[tensor.source.dtype])
+    for block in _blocks(tensor.source, max(1, BLOCK // columns) * columns):
+        yield torch.frombuffer(block, dtype=stored).view(-1, columns).float()
+    if grows:
+        yield (
+            _mean(tensor.source, stored)
+            .expand(tensor.shape[0] - tensor.source.shape[0], -1)
+            .clone()
+        )
+
+
+def _mean(source: _Stored, dtype: Any) -> Any:
+    """The mean row in float32: each column's sum is its own, so columns are taken in groups."""
+    torch = _torch()
+    whole = torch.frombuffer(next(_blocks(source, math.prod(source.shape))), dtype=dtype)
+    parts = whole.view(source.shape).split(MEAN_COLUMNS, dim=1)
+    return torch.cat([part.float().mean(dim=0) for part in parts])
+
+
+def _product(tensor: _Tensor) -> Any:
+    """B·A in float32, whole: the last bits of a product may depend on the shape of its factors."""
+    torch = _torch()
+    assert tensor.delta is not None
+    delta = tensor.delta
+    a, b = (
+        torch.frombuffer(
+            next(_blocks(part, math.prod(part.shape))), dtype=getattr(torch, FLOATS[part.dtype])
+        )
+        .view(part.shape)
+        .float()
+        # A copy: they may depend on where its factors lie, too.
+        .clone()
+        for part in (delta.a, delta.b)
+    )
+    product = b @ a
+    product = product.T if delta.transposed else product
+    if product.shape != tensor.shape:
+        raise StageError(
+            f"merge: the adapter adds {tuple(product.shape)} values to {tensor.name}, which has "
+            f"{tensor.shape}; it belongs to another base"
+        )
+    return product

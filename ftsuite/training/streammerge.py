@@ -4,23 +4,19 @@ What the result looks like (names, shapes, ties, files, configurations) is asked
 PEFT on a model without weights; what its numbers are is computed here, as PEFT would: base + B·A
 times scale in float32, rounded once. So the folder is the one that `merge_and_unload` and
 `save_pretrained` write, byte by byte, for the memory of one product B·A.
-
-The file format is safetensors': 8 bytes little-endian with the header's length, a JSON header that
-gives each tensor's dtype, shape and place, then the data
-(https://github.com/huggingface/safetensors#format). All that is known before the first number, so
-a shard is written from front to back.
 """
 
 from __future__ import annotations
 
 import json
-import math
-import os
-from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ftsuite.errors import StageError
 from ftsuite.models import loading, modelfolder
+from ftsuite.training import mergedtensor, tensorfile
+from ftsuite.training.mergedtensor import FLOATS, Delta, MergedTensor
+from ftsuite.training.tensorfile import Stored
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -28,62 +24,14 @@ if TYPE_CHECKING:
 
     from ftsuite.config import ModelConfig
 
-BLOCK = 1 << 20
-"""Values computed at a time: a few MB, which stay in the CPU's caches from read to write."""
-MEAN_COLUMNS = 256
-"""Columns of an embedding whose mean row is taken at a time."""
-FLOATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-"""safetensors' names of the dtypes that are computed with; all others are copied."""
 PLAIN_INITS = (True, False, "gaussian")
 """Ways to draw A and B that leave the base's weights alone; PEFT repeats the others as it loads."""
 WHOLE = ("bias", "layer_replication", "modules_to_save", "target_parameters")
 """Settings of LoraConfig under which more is trained than A and B."""
-AGAIN = "train again"
 
 
 class NotStreamable(Exception):
     """This model or adapter has something that is not merged tensor by tensor; says what."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Stored:
-    """Where a safetensors file keeps a tensor."""
-
-    path: Path
-    start: int
-    """Of its first byte."""
-    size: int
-    """Bytes."""
-    dtype: str
-    """As safetensors names it: BF16, F32, …"""
-    shape: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Delta:
-    """What the adapter adds to a weight: scale·B·A, transposed where the weight is stored so."""
-
-    a: _Stored
-    b: _Stored
-    scale: float
-    transposed: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Tensor:
-    """A tensor of the merged model: what it is made of, and what it will be."""
-
-    name: str
-    source: _Stored
-    delta: _Delta | None
-    dtype: str
-    shape: tuple[int, ...]
-    """With more rows than `source` has, the rest is the mean of its rows (loading.load_model)."""
-
-    @property
-    def size(self) -> int:
-        """Bytes."""
-        return math.prod(self.shape) * _width(self.dtype)
 
 
 def write(
@@ -136,7 +84,7 @@ def write(
         max_shard_size=shard_bytes,
     )
     for shard, names in split.filename_to_tensors.items():
-        _write_shard(folder / shard, [tensors[name] for name in names], advance)
+        tensorfile.write(folder / shard, [_entry(tensors[name]) for name in names], advance)
     if split.is_sharded:
         metadata = {"total_parameters": model.num_parameters(), **split.metadata}
         index = {"metadata": metadata, "weight_map": split.tensor_to_filename}
@@ -144,34 +92,15 @@ def write(
         (folder / modelfolder.INDEX).write_text(text, encoding="utf-8")
 
 
+def _entry(tensor: MergedTensor) -> tensorfile.Entry:
+    blocks = partial(mergedtensor.blocks, tensor)
+    return tensorfile.Entry(name=tensor.name, dtype=tensor.dtype, shape=tensor.shape, blocks=blocks)
+
+
 # --- what there is --------------------------------------------------------------------------
 
 
-def _stored(path: Path) -> dict[str, _Stored]:
-    """Where each tensor of a safetensors file lies."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt"), path.open("rb") as file:  # which checks the header
-            length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length))
-    except (OSError, SafetensorError) as error:
-        raise StageError(f"merge: {path} is missing or damaged ({error}); {AGAIN}") from error
-    header.pop("__metadata__", None)
-    found = dict[str, _Stored]()
-    for name, entry in header.items():
-        first, end = entry["data_offsets"]
-        found[name] = _Stored(
-            path=path,
-            start=8 + length + first,
-            size=end - first,
-            dtype=entry["dtype"],
-            shape=tuple(entry["shape"]),
-        )
-    return found
-
-
-def _sources(model: Any, base: Path) -> dict[str, _Stored]:
+def _sources(model: Any, base: Path) -> dict[str, Stored]:
     """The base's tensors by their names in memory, and the model's tied weights made one.
 
     transformers renames weights as it loads them; its own rules are asked.
@@ -182,12 +111,14 @@ def _sources(model: Any, base: Path) -> dict[str, _Stored]:
     shards = [modelfolder.WEIGHTS]
     if index.is_file() and not (base / modelfolder.WEIGHTS).is_file():
         shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    stored = {name: place for shard in shards for name, place in _stored(base / shard).items()}
+    stored = dict[str, Stored]()
+    for shard in shards:
+        stored |= tensorfile.tensors(base / shard)
     rules = conversion_mapping.get_model_conversion_mapping(model)
     renamings = [r for r in rules if isinstance(r, core_model_loading.WeightRenaming)]
     converters = [r for r in rules if isinstance(r, core_model_loading.WeightConverter)]
     prefix, state = model.base_model_prefix, model.state_dict()
-    sources = dict[str, _Stored]()
+    sources = dict[str, Stored]()
     for name in sorted(stored, key=core_model_loading.dot_natural_key):
         rename = core_model_loading.rename_source_key
         memory, converted = rename(name, renamings, converters, prefix, state)
@@ -205,16 +136,16 @@ def _sources(model: Any, base: Path) -> dict[str, _Stored]:
     return sources
 
 
-def _require_same(pair: tuple[str, str], places: dict[str, _Stored]) -> None:
+def _require_same(pair: tuple[str, str], places: dict[str, Stored]) -> None:
     """Tied weights that a file holds twice are one weight only where they are equal."""
-    one, other = (_blocks(places[name]) for name in pair)
-    if any(left != right for left, right in zip(one, other, strict=False)) or (
-        places[pair[0]].size != places[pair[1]].size
-    ):
+    one, other = (places[name] for name in pair)
+    alike = (one.dtype, one.shape) == (other.dtype, other.shape)
+    blocks = (tensorfile.blocks(place, mergedtensor.BLOCK) for place in (one, other))
+    if not alike or any(left != right for left, right in zip(*blocks, strict=True)):
         raise NotStreamable(f"{' and '.join(pair)} are tied in config.json and differ in the file")
 
 
-def _adapted(model: Any, adapter: Path) -> tuple[Any, dict[str, _Delta], dict[str, _Stored]]:
+def _adapted(model: Any, adapter: Path) -> tuple[Any, dict[str, Delta], dict[str, Stored]]:
     """The model, what the adapter adds to its weights, and weights that the adapter's file holds.
 
     PEFT saves whole embeddings when their rows grew.
@@ -229,9 +160,9 @@ def _adapted(model: Any, adapter: Path) -> tuple[Any, dict[str, _Delta], dict[st
     _require_one_end(plain)
     stored = {
         name.removeprefix("base_model.model."): place
-        for name, place in _stored(adapter / "adapter_model.safetensors").items()
+        for name, place in tensorfile.tensors(adapter / "adapter_model.safetensors").items()
     }
-    deltas = dict[str, _Delta]()
+    deltas = dict[str, Delta]()
     for name, layer in plain.named_modules():
         if not isinstance(layer, LoraLayer):
             continue
@@ -242,8 +173,10 @@ def _adapted(model: Any, adapter: Path) -> tuple[Any, dict[str, _Delta], dict[st
             ends = ("lora_embedding_A", "lora_embedding_B")
         a, b = (stored.pop(f"{name}.{end}", None) for end in ends)
         if a is None or b is None:
-            raise StageError(f"merge: the adapter has no A and B for {name}; {AGAIN}")
-        deltas[f"{name}.weight"] = _Delta(
+            raise StageError(f"merge: the adapter has no A and B for {name}; train again")
+        if odd := {a.dtype, b.dtype} - set(FLOATS):
+            raise NotStreamable(f"the adapter is stored as {min(odd)}")
+        deltas[f"{name}.weight"] = Delta(
             a=a,
             b=b,
             scale=layer.scaling[wrapped.active_adapter],
@@ -308,10 +241,10 @@ def _saved(model: Any) -> dict[str, tuple[str, Any]]:
 def _plan(
     model: Any,
     state: dict[str, tuple[str, Any]],
-    sources: dict[str, _Stored],
-    whole: dict[str, _Stored],
-    deltas: dict[str, _Delta],
-) -> Iterator[_Tensor]:
+    sources: dict[str, Stored],
+    whole: dict[str, Stored],
+    deltas: dict[str, Delta],
+) -> Iterator[MergedTensor]:
     """What each saved tensor is made of.
 
     Args:
@@ -321,7 +254,9 @@ def _plan(
         whole: the adapter's in their stead, likewise.
         deltas: likewise; all are used.
     """
-    kinds = {getattr(_torch(), long): short for short, long in FLOATS.items()}
+    import torch
+
+    kinds = {getattr(torch, long): short for short, long in FLOATS.items()}
     weights = dict(model.named_parameters(remove_duplicate=False))
     ends = model.get_input_embeddings(), model.get_output_embeddings()
     growing = [end.weight for end in ends if end is not None]
@@ -344,127 +279,6 @@ def _plan(
             raise NotStreamable(f"{memory} is stored as {source.dtype}")
         dtype = kinds.get(weight.dtype, source.dtype)
         delta = next((left.pop(n) for n in tied if n in left), None)
-        yield _Tensor(name=name, source=source, delta=delta, dtype=dtype, shape=shape)
+        yield MergedTensor(name=name, source=source, delta=delta, dtype=dtype, shape=shape)
     if left:
         raise NotStreamable(f"{min(left)}, which the adapter changes, is not saved")
-
-
-def _torch() -> Any:
-    import torch
-
-    return torch
-
-
-def _width(dtype: str) -> int:
-    """Bytes a value of a dtype as safetensors names it (BF16, I64, BOOL)."""
-    bits = "".join(filter(str.isdigit, dtype.partition("_")[0]))
-    return int(bits) // 8 if bits else 1
-
-
-# --- the numbers ----------------------------------------------------------------------------
-
-
-def _write_shard(path: Path, tensors: list[_Tensor], advance: Callable[[int], None]) -> None:
-    """Write one safetensors file, with the widest dtypes in front so that each is aligned."""
-    tensors = sorted(tensors, key=lambda tensor: (-_width(tensor.dtype), tensor.name))
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for tensor in tensors:
-        start, end = end, end + tensor.size
-        header[tensor.name] = {
-            "dtype": tensor.dtype,
-            "shape": tensor.shape,
-            "data_offsets": (start, end),
-        }
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for tensor in tensors:
-            for block in _values(tensor):
-                file.write(block)
-                advance(len(block))
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _blocks(place: _Stored, values: int = BLOCK) -> Iterator[bytearray]:
-    """Read a tensor front to back, so many values at a time.
-
-    Reading, where a mapping would count the whole file as this process's memory.
-    """
-    left, step = place.size, values * _width(place.dtype)
-    with place.path.open("rb") as file:
-        file.seek(place.start)
-        while left:
-            block = bytearray(min(step, left))
-            if file.readinto(block) != len(block):
-                raise StageError(f"merge: {place.path} ends early; {AGAIN}")
-            left -= len(block)
-            yield block
-
-
-def _values(tensor: _Tensor) -> Iterator[Any]:
-    """The bytes of a merged tensor, block by block, in PEFT's order of operations."""
-    source = tensor.source
-    grows = source.shape != tensor.shape
-    if source.dtype == tensor.dtype and tensor.delta is None and not grows:
-        yield from _blocks(source)
-        return
-    torch = _torch()
-    rounded = getattr(torch, FLOATS[tensor.dtype])
-    columns = max(1, math.prod(tensor.shape[1:]))
-    product = None if tensor.delta is None else _product(tensor)
-    row = 0
-    for values in _rows(tensor, columns, grows=grows):
-        if product is not None and tensor.delta is not None:
-            values += product[row : row + len(values)] * tensor.delta.scale
-        row += len(values)
-        yield memoryview(values.to(rounded).view(torch.uint8).numpy()).cast("B")
-
-
-def _rows(tensor: _Tensor, columns: int, *, grows: bool) -> Iterator[Any]:
-    """The base's rows in float32, and those of new tokens; blocks of shape (rows, columns)."""
-    torch = _torch()
-    stored = getattr(torch, FLOATS[tensor.source.dtype])
-    for block in _blocks(tensor.source, max(1, BLOCK // columns) * columns):
-        yield torch.frombuffer(block, dtype=stored).view(-1, columns).float()
-    if grows:
-        yield (
-            _mean(tensor.source, stored)
-            .expand(tensor.shape[0] - tensor.source.shape[0], -1)
-            .clone()
-        )
-
-
-def _mean(source: _Stored, dtype: Any) -> Any:
-    """The mean row in float32: each column's sum is its own, so columns are taken in groups."""
-    torch = _torch()
-    whole = torch.frombuffer(next(_blocks(source, math.prod(source.shape))), dtype=dtype)
-    parts = whole.view(source.shape).split(MEAN_COLUMNS, dim=1)
-    return torch.cat([part.float().mean(dim=0) for part in parts])
-
-
-def _product(tensor: _Tensor) -> Any:
-    """B·A in float32, whole: the last bits of a product may depend on the shape of its factors."""
-    torch = _torch()
-    assert tensor.delta is not None
-    delta = tensor.delta
-    a, b = (
-        torch.frombuffer(
-            next(_blocks(part, math.prod(part.shape))), dtype=getattr(torch, FLOATS[part.dtype])
-        )
-        .view(part.shape)
-        .float()
-        # A copy: they may depend on where its factors lie, too.
-        .clone()
-        for part in (delta.a, delta.b)
-    )
-    product = b @ a
-    product = product.T if delta.transposed else product
-    if product.shape != tensor.shape:
-        raise StageError(
-            f"merge: the adapter adds {tuple(product.shape)} values to {tensor.name}, which has "
-            f"{tensor.shape}; it belongs to another base"
-        )
-    return product

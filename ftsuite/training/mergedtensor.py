@@ -1,0 +1,112 @@
+"""One tensor of a merged model: base + scale·B·A in float32, rounded once, block by block.
+
+The order of operations is PEFT's (`LoraLayer.merge`), so that the bytes are the same.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ftsuite.errors import StageError
+from ftsuite.training import tensorfile
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ftsuite.training.tensorfile import Stored
+
+BLOCK = 1 << 20
+"""Values computed at a time: a few MB, which stay in the CPU's caches from read to write."""
+MEAN_COLUMNS = 256
+"""Columns of an embedding whose mean is taken at a time."""
+FLOATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+"""safetensors' names of the dtypes that are computed with; all others are copied."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delta:
+    """What the adapter adds to a weight: scale·B·A, transposed where the weight is stored so."""
+
+    a: Stored
+    b: Stored
+    scale: float
+    transposed: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MergedTensor:
+    """What a tensor is made of, and what it will be."""
+
+    name: str
+    source: Stored
+    delta: Delta | None
+    dtype: str
+    """As safetensors names it."""
+    shape: tuple[int, ...]
+    """With more rows than `source` has, the rest is the mean of its rows (`load_model`)."""
+
+
+def blocks(tensor: MergedTensor) -> Iterator[bytearray | memoryview]:
+    """The tensor's bytes.
+
+    Raises:
+        StageError: the adapter's part has another shape.
+    """
+    import torch
+
+    source, delta = tensor.source, tensor.delta
+    if source.dtype == tensor.dtype and source.shape == tensor.shape and delta is None:
+        yield from tensorfile.blocks(source, BLOCK)
+        return
+    rounded = getattr(torch, FLOATS[tensor.dtype])
+    product = None if delta is None else _product(tensor, delta)
+    row = 0
+    for values in _rows(tensor):
+        if product is not None and delta is not None:
+            values += product[row : row + len(values)] * delta.scale
+        row += len(values)
+        yield memoryview(values.to(rounded).view(torch.uint8).numpy()).cast("B")
+
+
+def _rows(tensor: MergedTensor) -> Iterator[Any]:
+    """The base's rows in float32, then those of new tokens: blocks of shape (rows, columns)."""
+    import torch
+
+    source = tensor.source
+    columns = max(1, math.prod(tensor.shape[1:]))
+    for block in tensorfile.blocks(source, max(1, BLOCK // columns) * columns):
+        values = torch.frombuffer(block, dtype=getattr(torch, FLOATS[source.dtype]))
+        yield values.view(-1, columns).float()
+    if tensor.shape != source.shape:
+        yield _mean(source).repeat(tensor.shape[0] - source.shape[0], 1)
+
+
+def _mean(source: Stored) -> Any:
+    """The mean row in float32. Each column's sum is its own, so some are taken at a time."""
+    import torch
+
+    parts = _read(source).split(MEAN_COLUMNS, dim=1)
+    return torch.cat([part.float().mean(dim=0) for part in parts])
+
+
+def _product(tensor: MergedTensor, delta: Delta) -> Any:
+    """B·A in float32, whole: its last bits may depend on the shapes of its factors."""
+    # Copies: they may depend on where its factors lie, too.
+    a, b = (_read(part).float().clone() for part in (delta.a, delta.b))
+    product = (b @ a).T if delta.transposed else b @ a
+    if product.shape != tensor.shape:
+        raise StageError(
+            f"merge: the adapter adds {tuple(product.shape)} values to {tensor.name}, which has "
+            f"{tensor.shape}; it belongs to another base"
+        )
+    return product
+
+
+def _read(stored: Stored) -> Any:
+    """A tensor in the dtype it is stored in."""
+    import torch
+
+    dtype = getattr(torch, FLOATS[stored.dtype])
+    return torch.frombuffer(tensorfile.whole(stored), dtype=dtype).view(stored.shape)

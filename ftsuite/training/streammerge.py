@@ -85,6 +85,9 @@ def write(
     )
     for shard, names in split.filename_to_tensors.items():
         tensorfile.write(folder / shard, [_entry(tensors[name]) for name in names], advance)
+    # At the end, so that reading goes on while the system writes.
+    for shard in split.filename_to_tensors:
+        tensorfile.sync(folder / shard)
     if split.is_sharded:
         metadata = {"total_parameters": model.num_parameters(), **split.metadata}
         index = {"metadata": metadata, "weight_map": split.tensor_to_filename}
@@ -174,8 +177,8 @@ def _adapted(model: Any, adapter: Path) -> tuple[Any, dict[str, Delta], dict[str
         a, b = (stored.pop(f"{name}.{end}", None) for end in ends)
         if a is None or b is None:
             raise StageError(f"merge: the adapter has no A and B for {name}; train again")
-        if odd := {a.dtype, b.dtype} - set(FLOATS):
-            raise NotStreamable(f"the adapter is stored as {min(odd)}")
+        if unknown := {a.dtype, b.dtype} - set(FLOATS):
+            raise NotStreamable(f"the adapter is stored as {min(unknown)}")
         deltas[f"{name}.weight"] = Delta(
             a=a,
             b=b,

@@ -111,7 +111,7 @@ def whole(stored: Stored) -> bytearray:
 
 
 def write(path: Path, entries: Iterable[Entry], advance: Callable[[int], None]) -> None:
-    """Write a file and wait until it is on the disk.
+    """Write a file.
 
     Args:
         path: of the file.
@@ -137,5 +137,9 @@ def write(path: Path, entries: Iterable[Entry], advance: Callable[[int], None]) 
                 file.write(block)
                 advance(len(block))
         assert file.tell() == 8 + len(text) + end
-        file.flush()
+
+
+def sync(path: Path) -> None:
+    """Wait until a file is on the disk."""
+    with path.open("rb") as file:
         os.fsync(file.fileno())

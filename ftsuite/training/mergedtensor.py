@@ -13,7 +13,7 @@ from ftsuite.errors import StageError
 from ftsuite.training import tensorfile
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from ftsuite.training.tensorfile import Stored
 
@@ -48,8 +48,23 @@ class MergedTensor:
     """With more rows than `source` has, the rest is the mean of its rows (`load_model`)."""
 
 
-def blocks(tensor: MergedTensor) -> Iterator[bytearray | memoryview]:
+def scratch(tensors: Iterable[MergedTensor]) -> Any:
+    """Room for the largest B·A of some tensors: to be used by one after the other.
+
+    Fresh memory for each would cost more than the product: the system clears every page.
+    """
+    import torch
+
+    deltas = [tensor.delta for tensor in tensors if tensor.delta is not None]
+    return torch.empty(max((part.b.shape[0] * part.a.shape[1] for part in deltas), default=0))
+
+
+def blocks(tensor: MergedTensor, room: Any) -> Iterator[bytearray | memoryview]:
     """The tensor's bytes.
+
+    Args:
+        tensor: what is merged.
+        room: from `scratch`.
 
     Raises:
         StageError: the adapter's part has another shape.
@@ -61,7 +76,7 @@ def blocks(tensor: MergedTensor) -> Iterator[bytearray | memoryview]:
         yield from tensorfile.blocks(source, BLOCK)
         return
     rounded = getattr(torch, FLOATS[tensor.dtype])
-    product = None if delta is None else _product(tensor, delta)
+    product = None if delta is None else _product(tensor, delta, room)
     row = 0
     for values in _rows(tensor):
         if product is not None and delta is not None:
@@ -91,11 +106,14 @@ def _mean(source: Stored) -> Any:
     return torch.cat([part.float().mean(dim=0) for part in parts])
 
 
-def _product(tensor: MergedTensor, delta: Delta) -> Any:
+def _product(tensor: MergedTensor, delta: Delta, room: Any) -> Any:
     """B·A in float32, whole: its last bits may depend on the shapes of its factors."""
+    import torch
+
     # Copies: they may depend on where its factors lie, too.
     a, b = (_read(part).float().clone() for part in (delta.a, delta.b))
-    product = (b @ a).T if delta.transposed else b @ a
+    product = torch.mm(b, a, out=room[: len(b) * a.shape[1]].view(len(b), -1))
+    product = product.T if delta.transposed else product
     if product.shape != tensor.shape:
         raise StageError(
             f"merge: the adapter adds {tuple(product.shape)} values to {tensor.name}, which has "

@@ -83,8 +83,10 @@ def write(
         filename_pattern="model{suffix}.safetensors",
         max_shard_size=shard_bytes,
     )
+    room = mergedtensor.scratch(tensors.values())
     for shard, names in split.filename_to_tensors.items():
-        tensorfile.write(folder / shard, [_entry(tensors[name]) for name in names], advance)
+        entries = [_entry(tensors[name], room) for name in names]
+        tensorfile.write(folder / shard, entries, advance)
     # At the end, so that reading goes on while the system writes.
     for shard in split.filename_to_tensors:
         tensorfile.sync(folder / shard)
@@ -95,8 +97,8 @@ def write(
         (folder / modelfolder.INDEX).write_text(text, encoding="utf-8")
 
 
-def _entry(tensor: MergedTensor) -> tensorfile.Entry:
-    blocks = partial(mergedtensor.blocks, tensor)
+def _entry(tensor: MergedTensor, room: Any) -> tensorfile.Entry:
+    blocks = partial(mergedtensor.blocks, tensor, room)
     return tensorfile.Entry(name=tensor.name, dtype=tensor.dtype, shape=tensor.shape, blocks=blocks)
 
 

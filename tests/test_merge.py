@@ -18,7 +18,7 @@ from ftsuite.devices import Compute
 from ftsuite.errors import StageError
 from ftsuite.models import loading, sources, templates, turns
 from ftsuite.store.entries import run_stage
-from ftsuite.training import merge, mergecheck
+from ftsuite.training import merge, mergecheck, streammerge
 
 if TYPE_CHECKING:
     from ftsuite.stages import Chain
@@ -84,6 +84,7 @@ def test_merged_model_is_the_adapter(cell: RunConfig, tmp_path: Path) -> None:
     assert summary.tolerance == merge.TOLERANCE["float32"] == 1e-3
     assert summary.fidelity_items == 10  # all that the validation split has
     assert summary.dtype == "float32"
+    assert (summary.method, summary.reason) == ("streamed", "")
     # 7 projections in each of 2 layers; the other tensors are norms and embeddings.
     assert (summary.adapted_tensors, summary.proved_tensors) == (14, 21)
     assert 0 < summary.max_trained_difference < 1e-4
@@ -164,6 +165,7 @@ def test_new_pad_token_resizes_the_embeddings(
 
 
 def break_merge(monkeypatch: pytest.MonkeyPatch, spoil: Any) -> None:
+    """Merge in memory, from a model that was spoilt (tests of the other way: test_streammerge)."""
     from peft.tuners.lora import LoraModel
 
     real = LoraModel.merge_and_unload
@@ -172,7 +174,11 @@ def break_merge(monkeypatch: pytest.MonkeyPatch, spoil: Any) -> None:
         spoil(self)
         return real(self, *arguments, **named)
 
+    def refuse(*_: Any, **__: Any) -> None:
+        raise streammerge.NotStreamable("a test")
+
     monkeypatch.setattr(LoraModel, "merge_and_unload", broken)
+    monkeypatch.setattr(streammerge, "write", refuse)
 
 
 def drop_a_layer(model: Any) -> None:
@@ -494,8 +500,6 @@ def family(tmp_path: Path, kind: str, dtype: str, **lora: Any) -> tuple[Path, Pa
         ("llama", {"target_modules": ["lm_head", "q_proj"]}, 3),
         ("llama", {"target_modules": ["embed_tokens", "q_proj"]}, 3),
         ("tied", {}, 14),
-        ("tied", {"target_modules": ["lm_head", "q_proj"]}, 3),
-        ("tied", {"target_modules": ["embed_tokens", "q_proj"]}, 3),
         ("qwen2", {}, 14),
         ("gpt2", {}, 8),
         ("gpt2", {"target_modules": ["c_proj"]}, 4),

@@ -15,18 +15,15 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ftsuite.errors import StageError
-from ftsuite.models.modelfolder import NOT_NEEDED
+from ftsuite.training import checkfiles
+from ftsuite.training.checkfiles import AGAIN, Names, read
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
     from pathlib import Path
 
-INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 PEFT_PREFIX = "base_model.model."
 BLOCK = 1 << 22
 """Values compared at a time."""
-MEAN_COLUMNS = 512
-"""Columns of an embedding whose mean is taken at a time: each column's sum is its own."""
 ANY_VALUE = frozenset(
     {
         # Read here, or without a part in what the adapter adds.
@@ -85,19 +82,19 @@ def prove(
         StageError: a file is missing or damaged, a tensor differs, or there is something that this
             check does not understand.
     """
-    old, new = _open_model(base), _open_model(merged)
-    lora = _open(adapter / "adapter_model.safetensors")
-    names = _Names(skeleton := _skeleton(base, trust_remote_code), old, new)
+    old, new = checkfiles.open_model(base), checkfiles.open_model(merged)
+    lora = checkfiles.open_file(adapter / "adapter_model.safetensors")
+    names = Names(skeleton := checkfiles.skeleton_of(base, trust_remote_code), old, new)
     deltas, stored = _read_adapter(adapter, lora, skeleton)
     used, spent = set[str](), set[str]()
     for name in new:
-        found, source, memory = _read(new, name), names.source(name), names.memory[name]
+        found, source, memory = read(new, name), names.source(name), names.memory[name]
         used.add(source)
-        expected, rows = _read(old, source), found.shape[:1]
+        expected, rows = read(old, source), found.shape[:1]
         grown = partial(_grown, rows=rows, memory=memory, names=names)
         if memory in stored:
             # Training rounded the base, and what it added to it, to its own dtype.
-            whole = _read(lora, stored[memory])
+            whole = read(lora, stored[memory])
             expected = expected.to(whole.dtype)
             _require_equal(stored[memory], whole, expected, whole.dtype, added=grown(expected))
             spent.add(stored[memory])
@@ -117,110 +114,6 @@ def prove(
             f"({len(left)} of {len(lora)} are left over); {AGAIN}"
         )
     return Proof(tensors=len(new), adapted=len(deltas))
-
-
-AGAIN = "run the merge again, and report it with this line if it comes back"
-
-
-def _open(path: Path) -> dict[str, Path]:
-    """Map each tensor's name to the file that holds it, whose header and length are right."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            return dict.fromkeys(file.keys(), path)
-    except (OSError, SafetensorError) as error:
-        raise StageError(f"merge: {path} is missing or damaged ({error}); {AGAIN}") from error
-
-
-def _read(files: dict[str, Path], name: str) -> Any:
-    """One tensor. Its file is mapped for it alone: pages stay in memory until the mapping ends."""
-    from safetensors import safe_open
-
-    with safe_open(files[name], framework="pt") as file:
-        return file.get_tensor(name)
-
-
-def _open_model(folder: Path) -> dict[str, Path]:
-    """Open one file or all the shards that the index names, and hold both to what they say."""
-    if not (folder / INDEX).is_file():
-        return _open(folder / SINGLE)
-    index = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
-    found: dict[str, Path] = {}
-    for shard in sorted(set(index.values())):
-        tensors = _open(folder / shard)
-        wanted = {name for name, file in index.items() if file == shard}
-        if wanted != set(tensors):
-            odd = sorted(wanted ^ set(tensors))[0]
-            raise StageError(f"merge: {folder / shard} and its index disagree on {odd}; {AGAIN}")
-        found |= tensors
-    return found
-
-
-def _skeleton(base: Path, trust_remote_code: bool) -> Any:
-    """The base model without weights: its modules' classes and which weights are tied."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    config = AutoConfig.from_pretrained(base, trust_remote_code=trust_remote_code)
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
-
-
-class _Names:
-    """Which tensors belong together: file names of base and merged model, and names in memory.
-
-    They differ where transformers renames weights as it loads them; its own rules are asked.
-    """
-
-    def __init__(self, skeleton: Any, old: Iterable[str], new: Iterable[str]) -> None:
-        from transformers.conversion_mapping import get_model_conversion_mapping
-        from transformers.core_model_loading import (
-            WeightConverter,
-            WeightRenaming,
-            rename_source_key,
-        )
-
-        rules = get_model_conversion_mapping(skeleton)
-        renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
-        converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
-        state, prefix = skeleton.state_dict(), skeleton.base_model_prefix
-        self.memory: dict[str, str] = {
-            name: rename_source_key(name, renamings, converters, prefix, state)[0]
-            for name in {*old, *new}
-        }
-        self._old = set(old)
-        self._on_disk: dict[str, list[str]] = {}
-        for name in old:
-            self._on_disk.setdefault(self.memory[name], []).append(name)
-        tied = getattr(skeleton, "all_tied_weights_keys", None) or {}
-        self.partners = {**{source: target for target, source in tied.items()}, **tied}
-        self._skipped = set(skeleton._keys_to_ignore_on_load_unexpected or ())
-        self.embeddings = {
-            name
-            for name, module in skeleton.named_modules()
-            if module in (skeleton.get_input_embeddings(), skeleton.get_output_embeddings())
-        }
-
-    def source(self, name: str) -> str:
-        """The base's tensor that the merged model's tensor `name` comes from."""
-        if name in self._old:
-            return name
-        memory = self.memory[name]
-        found = self._on_disk.get(memory) or self._on_disk.get(self.partners.get(memory, ""), [])
-        if len(found) != 1:
-            raise StageError(f"merge: {name} of the merged model is not in the base; {AGAIN}")
-        return found[0]
-
-    def partner(self, name: str) -> str | None:
-        """The base's tensor that the base's tensor `name` is tied to."""
-        found = self._on_disk.get(self.partners.get(self.memory[name], ""), [])
-        return found[0] if len(found) == 1 else None
-
-    def is_skipped(self, name: str) -> bool:
-        """Whether transformers leaves this tensor of a checkpoint unread, and says so."""
-        found = any(re.search(pattern, name) for pattern in self._skipped)
-        return found or NOT_NEEDED.search(name) is not None
 
 
 def _read_adapter(
@@ -286,14 +179,12 @@ def _of_module(module: str, patterns: dict[str, float] | None, default: float) -
 
 
 def _grown(
-    tensor: Any, rows: tuple[int, ...], memory: str, names: _Names, *, widen: bool = False
+    tensor: Any, rows: tuple[int, ...], memory: str, names: Names, *, widen: bool = False
 ) -> Any:
     """Rows that new tokens add to an embedding: its mean row, and zeros to a bias; None if none.
 
     `widen` takes the mean in float32, as the merge does.
     """
-    import torch
-
     module, _, kind = memory.rpartition(".")
     if module not in names.embeddings or rows == tensor.shape[:1]:
         return None
@@ -302,9 +193,7 @@ def _grown(
         raise StageError(f"merge: {memory} has fewer rows than the base's; {AGAIN}")
     if kind == "bias":
         return tensor.new_zeros(added)
-    parts = tensor.split(MEAN_COLUMNS, dim=1)
-    mean = torch.cat([(part.float() if widen else part).mean(dim=0) for part in parts])
-    return mean.expand(added, -1)
+    return (tensor.float() if widen else tensor).mean(dim=0).expand(added, -1)
 
 
 def _product(
@@ -312,7 +201,7 @@ def _product(
 ) -> tuple[Any, float]:
     """B·A in float32 and its scale, in PEFT's order of operations."""
     # Copies: a product's last bit may depend on how its factors lie in memory.
-    a, b = (_read(lora, part).float().clone() for part in (delta.a, delta.b))
+    a, b = (read(lora, part).float().clone() for part in (delta.a, delta.b))
     product = b @ a
     if delta.transposed:
         product = product.T
@@ -382,21 +271,19 @@ def _bytes(tensor: Any) -> Any:
     return tensor.contiguous().view(-1).view(torch.uint8)
 
 
-def _tied(
-    stored: dict[str, str], spent: set[str], names: _Names, lora: dict[str, Path]
-) -> set[str]:
+def _tied(stored: dict[str, str], spent: set[str], names: Names, lora: dict[str, Path]) -> set[str]:
     """Tensors of the adapter that are the other end of a tied one, which was proved."""
     found = set[str]()
     for memory, name in stored.items():
         partner = stored.get(names.partners.get(memory, ""))
         if name not in spent and partner in spent:
-            tensor = _read(lora, partner)
-            _require_equal(name, _read(lora, name), tensor, tensor.dtype)
+            tensor = read(lora, partner)
+            _require_equal(name, read(lora, name), tensor, tensor.dtype)
             found.add(name)
     return found
 
 
-def _require_all(unused: set[str], names: _Names, old: dict[str, Path]) -> None:
+def _require_all(unused: set[str], names: Names, old: dict[str, Path]) -> None:
     """Refuse a tensor of the base that the merged model lacks, unless a tied one stands for it."""
     for name in sorted(unused):
         if names.is_skipped(name):
@@ -404,5 +291,5 @@ def _require_all(unused: set[str], names: _Names, old: dict[str, Path]) -> None:
         partner = names.partner(name)
         if partner is None or partner in unused:
             raise StageError(f"merge: {name} of the base is not in the merged model; {AGAIN}")
-        tensor = _read(old, partner)
-        _require_equal(name, _read(old, name), tensor, tensor.dtype)
+        tensor = read(old, partner)
+        _require_equal(name, read(old, name), tensor, tensor.dtype)

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 BLOCK = 1 << 20
 """Values computed at a time: a few MB, which stay in the CPU's caches from read to write."""
-MEAN_COLUMNS = 256
-"""Columns of an embedding whose mean is taken at a time."""
 FLOATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 """safetensors' names of the dtypes that are computed with; all others are copied."""
 
@@ -87,23 +85,24 @@ def blocks(tensor: MergedTensor, room: Any) -> Iterator[bytearray | memoryview]:
 
 def _rows(tensor: MergedTensor) -> Iterator[Any]:
     """The base's rows in float32, then those of new tokens: blocks of shape (rows, columns)."""
-    import torch
-
     source = tensor.source
     columns = max(1, math.prod(tensor.shape[1:]))
-    for block in tensorfile.blocks(source, max(1, BLOCK // columns) * columns):
-        values = torch.frombuffer(block, dtype=getattr(torch, FLOATS[source.dtype]))
+    for values in _stored(source, max(1, BLOCK // columns) * columns):
         yield values.view(-1, columns).float()
     if tensor.shape != source.shape:
         yield _mean(source).repeat(tensor.shape[0] - source.shape[0], 1)
 
 
 def _mean(source: Stored) -> Any:
-    """The mean row in float32. Each column's sum is its own, so some are taken at a time."""
+    """The mean row in float32, of the whole: a sum's last bits depend on how it is cut up."""
     import torch
 
-    parts = _read(source).split(MEAN_COLUMNS, dim=1)
-    return torch.cat([part.float().mean(dim=0) for part in parts])
+    whole = torch.empty(source.shape)
+    place = 0
+    for values in _stored(source, BLOCK):
+        whole.view(-1)[place : place + len(values)] = values
+        place += len(values)
+    return whole.mean(dim=0)
 
 
 def _product(tensor: MergedTensor, delta: Delta, room: Any) -> Any:
@@ -111,7 +110,10 @@ def _product(tensor: MergedTensor, delta: Delta, room: Any) -> Any:
     import torch
 
     # Copies: they may depend on where its factors lie, too.
-    a, b = (_read(part).float().clone() for part in (delta.a, delta.b))
+    a, b = (
+        next(_stored(part, math.prod(part.shape))).view(part.shape).float().clone()
+        for part in (delta.a, delta.b)
+    )
     product = torch.mm(b, a, out=room[: len(b) * a.shape[1]].view(len(b), -1))
     product = product.T if delta.transposed else product
     if product.shape != tensor.shape:
@@ -122,9 +124,9 @@ def _product(tensor: MergedTensor, delta: Delta, room: Any) -> Any:
     return product
 
 
-def _read(stored: Stored) -> Any:
-    """A tensor in the dtype it is stored in."""
+def _stored(source: Stored, values: int) -> Iterator[Any]:
+    """A tensor as it is stored, flat, so many values at a time."""
     import torch
 
-    dtype = getattr(torch, FLOATS[stored.dtype])
-    return torch.frombuffer(tensorfile.whole(stored), dtype=dtype).view(stored.shape)
+    for block in tensorfile.blocks(source, values):
+        yield torch.frombuffer(block, dtype=getattr(torch, FLOATS[source.dtype]))

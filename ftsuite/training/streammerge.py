@@ -47,8 +47,9 @@ def write(
 ) -> None:
     """Write `adapter` merged into `base` to `folder`: weights and configuration, no tokenizer.
 
-    Takes the memory of the largest B·A in float32, of an embedding's file bytes where new tokens
-    are added, and a few MB; nothing is written before it is known that all can be merged.
+    Takes the memory of the largest B·A in float32 and a few MB, and that of an embedding in float32
+    where new tokens were added and the adapter does not hold the embedding. Nothing is written
+    before it is known that all can be merged.
 
     Args:
         base: folder of the base model.

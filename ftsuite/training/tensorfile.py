@@ -105,11 +105,6 @@ def blocks(stored: Stored, values: int) -> Iterator[bytearray]:
             yield block
 
 
-def whole(stored: Stored) -> bytearray:
-    """All bytes of a tensor."""
-    return next(blocks(stored, max(1, math.prod(stored.shape))), bytearray())
-
-
 def write(path: Path, entries: Iterable[Entry], advance: Callable[[int], None]) -> None:
     """Write a file.
 

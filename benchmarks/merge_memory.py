@@ -209,6 +209,7 @@ def rounds_of(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
         figure(f"{way}: {name.replace('_', ' ')}", unit, *(one[name] for one in found))
         for way, found in taken.items()
         for name in (found[0] if found else ())
+        if (way, name) != ("imports", "seconds")
         for unit in ("seconds" if name == "seconds" else "bytes",)
     ]
     ratio = sum(one["seconds"] for one in taken["streamed"]) / sum(

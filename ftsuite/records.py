@@ -142,6 +142,11 @@ class MergeSummary:
     shards: int
     bytes: int
     dtype: str
+    method: str = ""
+    """How the weights were merged: "streamed" tensor by tensor (streammerge.py), or "peft" with the
+    whole model in memory; empty in records of before there were two ways."""
+    reason: str = ""
+    """What about this model or adapter is not streamed; empty where it was."""
     vocabulary: int
     proved_tensors: int = 0
     """Tensors found to be base + scale·B·A, byte by byte; 0 in records of before this check."""

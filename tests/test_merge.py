@@ -19,7 +19,7 @@ from ftsuite.events import silent
 from ftsuite.models import loading, templates, turns
 from ftsuite.recipe import recipe
 from ftsuite.stages import BaseModel
-from ftsuite.training import fidelity, merge, mergecheck
+from ftsuite.training import fidelity, merge, mergecheck, streammerge
 
 if TYPE_CHECKING:
     from ftsuite.devices import Target
@@ -95,6 +95,7 @@ def test_merged_model_is_the_adapter(cell: RunConfig, tmp_path: Path) -> None:
     assert summary.tolerance == fidelity.TOLERANCE["float32"] == 1e-3
     assert summary.fidelity_items == 10  # all that the validation split has
     assert summary.dtype == "float32"
+    assert (summary.method, summary.reason) == ("streamed", "")
     # 7 projections in each of 2 layers; the other tensors are norms and embeddings.
     assert (summary.adapted_tensors, summary.proved_tensors) == (14, 21)
     assert 0 < summary.max_trained_difference < 1e-4
@@ -174,6 +175,7 @@ def test_new_pad_token_resizes_the_embeddings(
 
 
 def break_merge(monkeypatch: pytest.MonkeyPatch, spoil: Any) -> None:
+    """Merge in memory, from a model that was spoilt (tests of the other way: test_streammerge)."""
     from peft.tuners.lora import LoraModel
 
     real = LoraModel.merge_and_unload
@@ -182,7 +184,11 @@ def break_merge(monkeypatch: pytest.MonkeyPatch, spoil: Any) -> None:
         spoil(self)
         return real(self, *arguments, **named)
 
+    def refuse(*_: Any, **__: Any) -> None:
+        raise streammerge.NotStreamable("a test")
+
     monkeypatch.setattr(LoraModel, "merge_and_unload", broken)
+    monkeypatch.setattr(streammerge, "write", refuse)
 
 
 def drop_a_layer(model: Any) -> None:
@@ -517,7 +523,7 @@ def family(tmp_path: Path, kind: str, dtype: str, **lora: Any) -> tuple[Path, Pa
     peft.save_pretrained(adapter)
     model_of = BaseModel(source="folder", revision="0", path=str(base))
     stage = recipe(RunConfig(), dataclasses.replace(CPU, dtype=dtype), model_of).merged
-    merge._write_merged(stage, base, adapter, tokenizer, folder)
+    merge._write_merged(stage, base, adapter, tokenizer, folder, lambda _: None)
     return base, adapter, folder
 
 
@@ -530,8 +536,6 @@ def family(tmp_path: Path, kind: str, dtype: str, **lora: Any) -> tuple[Path, Pa
         ("llama", {"target_modules": ["lm_head", "q_proj"]}, 3),
         ("llama", {"target_modules": ["embed_tokens", "q_proj"]}, 3),
         ("tied", {}, 14),
-        ("tied", {"target_modules": ["lm_head", "q_proj"]}, 3),
-        ("tied", {"target_modules": ["embed_tokens", "q_proj"]}, 3),
         ("qwen2", {}, 14),
         ("gpt2", {}, 8),
         ("gpt2", {"target_modules": ["c_proj"]}, 4),

@@ -42,10 +42,22 @@ def load_tokenizer(folder: Path, config: ModelConfig) -> Any:
     return tokenizer
 
 
+def save_tokenizer(tokenizer: Any, folder: Path) -> None:
+    """Write the tokenizer with its template, the same bytes whatever the environment.
+
+    transformers keeps what it was loaded with among the settings, such as `local_files_only`, which
+    is set where the Hub is switched off.
+    """
+    tokenizer.init_kwargs.pop("local_files_only", None)
+    tokenizer.save_pretrained(folder)
+
+
 def load_model(
     folder: Path, tokenizer: Any, config: ModelConfig, *, device: str, dtype: str
 ) -> Any:
     """Load the causal language model in `folder` onto `device`, embeddings fitted to `tokenizer`.
+
+    On torch's meta device it has names, shapes and configuration, checked as ever, and no weights.
 
     Raises:
         BackendUnavailable: torch cannot use `device`, or the attention kernel is not installed.
@@ -76,6 +88,8 @@ def load_model(
             trust_remote_code=config.trust_remote_code,
             attn_implementation=attention(config),
             output_loading_info=True,
+            # Weights are not read onto it at all.
+            device_map="meta" if device == "meta" else None,
             # transformers' own error only points at a report that it logs.
             ignore_mismatched_sizes=True,
         )

@@ -88,6 +88,8 @@ def summary(merged: MergedModel, check: MergeCheck, config: MergeConfig) -> Merg
         shards=merged.shards,
         bytes=merged.bytes,
         dtype=merged.dtype,
+        method=merged.method,
+        reason=merged.reason,
         vocabulary=check.vocabulary,
         proved_tensors=check.proved_tensors,
         adapted_tensors=check.adapted_tensors,

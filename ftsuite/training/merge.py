@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from ftsuite.models import loading, sources, templates
+from ftsuite.choices import Attention
+from ftsuite.models import loading, sources, templates, warm
 from ftsuite.stagerecords import MergedModel
+from ftsuite.training import streammerge
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
+    from ftsuite.config import ModelConfig
     from ftsuite.events import Events
     from ftsuite.stages import Merge
     from ftsuite.store.stage import Folders
@@ -20,49 +25,69 @@ def merge(stage: Merge, folders: Folders, out: Path, events: Events) -> MergedMo
     base = sources.locate(stage.base, folders)
     tokenizer = loading.load_tokenizer(base, stage.settings)
     templates.install(tokenizer, stage.template)
-    with events.progress("merge", 1, "models") as advance:
-        _write_merged(stage, base, folders[stage.adapter.key] / "adapter", tokenizer, out)
-        advance(1)
+    total = sum(path.stat().st_size for path in base.glob("*.safetensors"))
+    with events.progress("merge", total, "bytes") as advance:
+        adapter = folders[stage.adapter.key] / "adapter"
+        reason = _write_merged(stage, base, adapter, tokenizer, out, advance)
     shards = list(out.glob("*.safetensors"))
     return MergedModel(
         shards=len(shards),
         bytes=sum(path.stat().st_size for path in shards),
         dtype=stage.target.dtype,
-        method="peft",
+        method="peft" if reason else "streamed",
+        reason=reason,
     )
 
 
-def _write_merged(stage: Merge, base: Path, adapter: Path, tokenizer: Any, folder: Path) -> None:
+def _write_merged(
+    stage: Merge,
+    base: Path,
+    adapter: Path,
+    tokenizer: Any,
+    out: Path,
+    advance: Callable[[int], None],
+) -> str:
     """Add the adapter in float32 and round once to the cell's dtype.
 
     Adding in bfloat16 rounds away every change below half a unit in the last place: on
-    SmolLM2-135M that cost 0.12 nats a token instead of 0.02 (docs/architecture.md). Takes 4 bytes
-    a parameter of main memory.
+    SmolLM2-135M that cost 0.12 nats a token instead of 0.02 (docs/architecture.md).
+
+    Returns:
+        Why it was not streamed but merged in memory; empty where it was streamed.
     """
+    # No layer is run, so the kernel does not matter; some are for a GPU's dtypes alone.
+    config = dataclasses.replace(stage.settings, attn_implementation=Attention.auto)
+    settings: dict[str, Any] = {
+        "tokenizer": tokenizer,
+        "config": config,
+        "dtype": stage.target.dtype,
+        "shard_bytes": stage.shard_bytes,
+    }
+    reason = ""
+    try:
+        streammerge.write(base, adapter, out, **settings, advance=advance)
+    except streammerge.NotStreamable as error:
+        reason = str(error)
+        warm.drop()
+        _merge_in_memory(base, adapter, out, **settings)
+    loading.save_tokenizer(tokenizer, out)
+    return reason
+
+
+def _merge_in_memory(
+    base: Path,
+    adapter: Path,
+    out: Path,
+    *,
+    tokenizer: Any,
+    config: ModelConfig,
+    dtype: str,
+    shard_bytes: int,
+) -> None:
+    """Merge with PEFT; takes 4 bytes a parameter of main memory."""
     import torch
     from peft import PeftModel
 
-    model: Any = loading.load_model(base, tokenizer, stage.settings, device="cpu", dtype="float32")
-    model = PeftModel.from_pretrained(model, adapter)
-    _untie(model)
-    model = model.merge_and_unload()
-    model = model.to(getattr(torch, stage.target.dtype))
-    model.save_pretrained(folder, max_shard_size=stage.shard_bytes)
-    tokenizer.save_pretrained(folder)
-
-
-def _untie(model: Any) -> None:
-    """Give tied input and output embeddings a weight each, if the adapter changes one of them.
-
-    PEFT adds to the one weight that they share, which would change both.
-    """
-    import torch
-    from peft.tuners.lora import LoraLayer
-
-    plain = model.get_base_model()
-    ends = plain.get_input_embeddings(), plain.get_output_embeddings()
-    layers = [end.get_base_layer() if isinstance(end, LoraLayer) else end for end in ends]
-    if layers[0].weight is layers[1].weight and any(isinstance(end, LoraLayer) for end in ends):
-        layers[1].weight = torch.nn.Parameter(layers[1].weight.detach().clone())
-        for config in (plain.config, plain.config.get_text_config()):
-            config.tie_word_embeddings = False
+    model: Any = loading.load_model(base, tokenizer, config, device="cpu", dtype="float32")
+    model = PeftModel.from_pretrained(model, adapter).merge_and_unload()
+    model.to(getattr(torch, dtype)).save_pretrained(out, max_shard_size=shard_bytes)

@@ -122,7 +122,7 @@ def _trained(
     # PEFT's default stores whole embedding matrices where a pad token was added.
     model.save_pretrained(out / "adapter", save_embedding_layers=False)
     _sort_modules(out / "adapter" / "adapter_config.json")
-    tokenizer.save_pretrained(out / "adapter")
+    loading.save_tokenizer(tokenizer, out / "adapter")
     shutil.rmtree(out / "checkpoints", ignore_errors=True)
     summary = _summary(trainer, model, sequences, passes, checkpoint, isolated)
     model.unload()

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ftsuite import devices
 from ftsuite.commands import estimate, power, score_estimate
 from ftsuite.commands.cached import cached_base
-from ftsuite.commands.display import one_line, table, write, write_json
+from ftsuite.commands.display import MOST_ROWS, left_out, one_line, table, write, write_json
 from ftsuite.commands.selection import overrides
-from ftsuite.config import to_plain
-from ftsuite.jsonfile import canonical
 from ftsuite.models.sources import Base
 from ftsuite.recipe import recipe
 from ftsuite.records import ModelIdentity
@@ -23,10 +21,14 @@ from ftsuite.studies import study, sweeper
 
 if TYPE_CHECKING:
     from argparse import Namespace
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from ftsuite.config import RunConfig
     from ftsuite.records import RunRecord
+    from ftsuite.stages import PrepareData
+    from ftsuite.store.stage import Stage
+
+T = TypeVar("T")
 
 TO_BE_FETCHED = "to be fetched"
 
@@ -58,18 +60,38 @@ class PlannedCell:
     stages: tuple[PlannedStage, ...]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Known:
+    """What cells have in common: found out once a command, for a sweep may have thousands."""
+
+    root: Path
+    environment: devices.Environment
+    runs: Sequence[RunRecord]
+    """Of the store."""
+    found: dict[str, Any] = field(default_factory=dict)
+
+    def once(self, what: str, parts: object, find: Callable[[], T]) -> T:
+        """`find()`, or what it gave when `what` was asked for with equal `parts`."""
+        mark = f"{what} {parts!r}"
+        if mark not in self.found:
+            self.found[mark] = find()
+        found: T = self.found[mark]
+        return found
+
+
 def plan(options: Namespace) -> int:
     """Print the cells of a sweep, their stages and the costs."""
     sweep = sweeper.compose(overrides(options))
     root = Path(sweep.configs[0].store.root)
-    runs = [record for _, record in study.all_runs(root)]
-    bases: dict[str, Base | None] = {}
-    cells = []
-    for entry, config in zip(sweep.manifest.cells, sweep.configs, strict=True):
-        wanted = canonical(to_plain(config.model))
-        if wanted not in bases:
-            bases[wanted] = cached_base(config.model, root)
-        cells.append(_cell(entry.label, entry.run_id, config, bases[wanted], root, runs))
+    known = Known(
+        root=root,
+        environment=devices.probe(),
+        runs=[record for _, record in study.all_runs(root)],
+    )
+    cells = [
+        _cell(entry.label, entry.run_id, config, known)
+        for entry, config in zip(sweep.manifest.cells, sweep.configs, strict=True)
+    ]
     plain = {
         "study": sweep.manifest.study,
         "store": str(root),
@@ -81,46 +103,32 @@ def plan(options: Namespace) -> int:
     if options.json:
         write_json(plain)
     else:
-        _write(plain, cells)
+        _write(plain, cells, most=None if options.all else MOST_ROWS)
     return 0
 
 
-def _cell(
-    label: str,
-    run_id: str,
-    config: RunConfig,
-    base: Base | None,
-    root: Path,
-    runs: Sequence[RunRecord],
-) -> PlannedCell:
-    target = devices.resolve(config.backend, config.model, devices.probe())
-    speeds = estimate.speeds(runs, devices.describe(target.device), config)
-    stages = recipe(config, target, (base or _stand_in(config)).model)
-    data = lookup(root, stages.data) if base else None
-    tokens = (
-        estimate.stored_tokens(data.record, config.train) if data else estimate.file_tokens(config)
+def _cell(label: str, run_id: str, config: RunConfig, known: Known) -> PlannedCell:
+    root, model = known.root, config.model
+    base = known.once("base", model, lambda: cached_base(model, root))
+    target = devices.resolve(config.backend, model, known.environment)
+    speeds = known.once(
+        "speeds",
+        (target.device, model.id, config.probes),
+        lambda: estimate.speeds(known.runs, devices.describe(target.device), config),
     )
-    evals, probes = max(1, len(config.evals.tasks)), max(1, len(stages.base.probes))
-    score = score_estimate.score_tokens(config, runs, base.folder if base else None, root)
-    costs = {
-        "check": estimate.CHECK_SECONDS,
-        "loss": estimate.CHECK_SECONDS,
-        "data": speeds.seconds.get("data", estimate.DATA_SECONDS),
-        "merge": speeds.seconds.get("merge", estimate.MERGE_SECONDS),
-        "train": None if tokens is None else tokens / speeds.train,
-        "eval": _over(score, speeds.score * evals),
-        "probe": speeds.seconds.get("probe")
-        or _over(estimate.probe_tokens(config.probes, config.evals.path), speeds.score * probes),
-    }
+    stages = recipe(config, target, (base or _stand_in(config)).model)
+    stored = {name: base is not None and _is_stored(one, known) for name, one in stages.named()}
+    tokens = _train_tokens(config, stages.data if stored["data"] else None, known)
+    costs = _costs(config, base, speeds, len(stages.base.probes), known)
+    costs["train"] = _over(tokens, speeds.train)
     planned = []
-    for name, spec in stages.named():
-        stored = base is not None and lookup(root, spec) is not None
-        seconds = 0.0 if stored else costs[spec.NAME]
+    for name, one in stages.named():
+        seconds = 0.0 if stored[name] else costs[one.NAME]
         planned.append(
             PlannedStage(
                 stage=name,
-                key=spec.key,
-                stored=stored,
+                key=one.key,
+                stored=stored[name],
                 seconds=None if seconds is None else round(seconds, 1),
             )
         )
@@ -132,9 +140,50 @@ def _cell(
         dtype=target.dtype,
         speeds=speeds,
         train_tokens=tokens,
-        tokens_estimated=data is None,
+        tokens_estimated=not stored["data"],
         stages=tuple(planned),
     )
+
+
+def _is_stored(stage: Stage[Any], known: Known) -> bool:
+    return known.once("stored", stage.key, lambda: lookup(known.root, stage) is not None)
+
+
+def _train_tokens(config: RunConfig, data: PrepareData | None, known: Known) -> int | None:
+    """Tokens that training goes through, by the stored data stage or else by the file."""
+    if data is None:
+        parts = config.data, config.packing
+        size = known.once("file", parts, lambda: estimate.file_size(config))
+        return None if size is None else estimate.train_tokens(*size, config.train)
+    entry = known.once("data", data.key, lambda: lookup(known.root, data))
+    assert entry is not None
+    return estimate.stored_tokens(entry.record, config.train)
+
+
+def _costs(
+    config: RunConfig, base: Base | None, speeds: estimate.Speeds, probes: int, known: Known
+) -> dict[str, float | None]:
+    """Seconds of one stage of each kind, training apart; None if unknown."""
+    evals, root = config.evals, known.root
+    folder = base.folder if base else None
+    scored = known.once(
+        "scored",
+        (evals, config.model.id, folder),
+        lambda: score_estimate.score_tokens(config, known.runs, folder, root),
+    )
+    probed = known.once(
+        "probed",
+        (config.probes, evals.path),
+        lambda: estimate.probe_tokens(config.probes, evals.path),
+    )
+    return {
+        "check": estimate.CHECK_SECONDS,
+        "loss": estimate.CHECK_SECONDS,
+        "data": speeds.seconds.get("data", estimate.DATA_SECONDS),
+        "merge": speeds.seconds.get("merge", estimate.MERGE_SECONDS),
+        "eval": _over(scored, speeds.score * max(1, len(evals.tasks))),
+        "probe": speeds.seconds.get("probe") or _over(probed, speeds.score * max(1, probes)),
+    }
 
 
 def _stand_in(config: RunConfig) -> Base:
@@ -190,13 +239,14 @@ def _totals(cells: Sequence[PlannedCell]) -> dict[str, Any]:
     }
 
 
-def _write(plain: dict[str, Any], cells: Sequence[PlannedCell]) -> None:
+def _write(plain: dict[str, Any], cells: Sequence[PlannedCell], most: int | None) -> None:
     totals = plain["totals"]
-    rows = [_row(cell) for cell in cells]
+    rows = [_row(cell) for cell in cells[:most]]
     headers = ("cell", "=run", ">train tokens", ">stored", ">time ≈", "to compute")
     unknown = totals["stages_without_estimate"]
     tokens = totals["train_tokens"]
     lines = [
+        *left_out(len(cells), most, "cell"),
         f"{totals['to_compute']} of {totals['stages']} distinct stages to compute, "
         f"{totals['stored']} stored; shared ones count once.",
         f"estimate: {'at least ' if unknown else ''}{fmt.seconds(totals['seconds'])}"
@@ -226,7 +276,17 @@ def _row(cell: PlannedCell) -> tuple[str, ...]:
         tokens,
         f"{len(cell.stages) - len(todo)}/{len(cell.stages)}",
         (fmt.seconds(sum(known)) + ("" if len(known) == len(todo) else " +")) if todo else "0 s",
-        ", ".join(stage.stage for stage in todo) or "nothing",
+        _kinds(todo) or "nothing",
+    )
+
+
+def _kinds(stages: Sequence[PlannedStage]) -> str:
+    """Their names in order; of several tasks or probes, how many."""
+    names: dict[str, list[str]] = {}
+    for stage in stages:
+        names.setdefault(stage.stage.partition(" ")[0], []).append(stage.stage)
+    return ", ".join(
+        found[0] if len(found) == 1 else f"{kind} ({len(found)})" for kind, found in names.items()
     )
 
 

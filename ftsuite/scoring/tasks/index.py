@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
 import functools
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,9 +17,12 @@ from ftsuite.scoring.tasks.schema import GROUP_KEYS
 from ftsuite.scoring.tasks.yaml_files import TaskFile, harness_folder, read_yaml, shown
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from ftsuite.config import EvalsConfig
+
+    Version = tuple[str, int, int, int]
+    """A file as it is now: path, inode, time of change (ns), bytes."""
 
 NAME_LINE = re.compile(
     rb"""^["']?(?P<kind>task|group)["']?[ \t]*:[ \t]*["']?(?P<name>[^\s"'#\[\{][^\r\n"'#]*)""",
@@ -34,15 +39,21 @@ NOT_TASKS = ("held_out", "probes", "standard")
 """Folders of evals/ that hold no task files."""
 
 
-def own_tasks(path: Sequence[str]) -> dict[str, tuple[Path, ...]]:
+def own_tasks(path: Sequence[str]) -> Mapping[str, tuple[Path, ...]]:
     """Names of the tasks and groups in the folders of `evals.path` and in evals/, and their YAML.
 
     A name means the first folder that has it. A file that cannot be parsed counts under the name
     that stands in it: only who uses it must hear about it. More than one file of a folder to a name
     is an error for who uses the name.
     """
+    return _named(_versions(path))
+
+
+@functools.lru_cache(maxsize=32)
+def _named(versions: tuple[tuple[Version, ...], ...]) -> Mapping[str, tuple[Path, ...]]:
+    """See `own_tasks`; these versions of the files are read once, for a sweep asks often."""
     found: dict[str, tuple[Path, ...]] = {}
-    for files in _own_files(path):
+    for files in _resolved(versions):
         here: dict[str, tuple[Path, ...]] = {}
         for file in files:
             if name := name_in(file):
@@ -51,17 +62,38 @@ def own_tasks(path: Sequence[str]) -> dict[str, tuple[Path, ...]]:
     return found
 
 
-def _own_files(path: Sequence[str]) -> list[list[Path]]:
+def _resolved(versions: Iterable[tuple[Version, ...]]) -> list[list[Path]]:
+    return [[Path(file).resolve() for file, *_ in folder] for folder in versions]
+
+
+def _versions(path: Sequence[str]) -> tuple[tuple[Version, ...], ...]:
     """The YAML files of each folder that is looked into, in the order of their importance."""
-    folders = [[*sorted(Path(top).glob("*.y*ml")), *_one_deep(Path(top))] for top in path]
-    return [
-        [file.resolve() for file in files if file.is_file()]
-        for files in [*folders, _one_deep(evals_dir())]
-    ]
+    tops = [str(Path(top)) for top in path]
+    own = [(*_yaml_files(top), *_one_deep(top)) for top in tops]
+    return (*own, tuple(_one_deep(str(evals_dir()))))
 
 
-def _one_deep(top: Path) -> list[Path]:
-    return [file for file in sorted(top.glob("*/*.y*ml")) if file.parent.name not in NOT_TASKS]
+def _one_deep(top: str) -> list[Version]:
+    folders = [one for one in _scan(top) if one.is_dir() and one.name not in NOT_TASKS]
+    return [file for folder in folders for file in _yaml_files(folder.path)]
+
+
+def _yaml_files(folder: str) -> list[Version]:
+    found = []
+    for one in _scan(folder):
+        if fnmatch.fnmatchcase(one.name, "*.y*ml") and one.is_file():
+            facts = one.stat()
+            found.append((one.path, facts.st_ino, facts.st_mtime_ns, facts.st_size))
+    return found
+
+
+def _scan(folder: str) -> list[os.DirEntry[str]]:
+    """What is in a folder, by name; nothing where there is none or it cannot be read."""
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entries, key=lambda one: one.name)
+    except OSError:
+        return []
 
 
 def name_in(path: Path) -> str:
@@ -306,7 +338,7 @@ def _find(name: str, path: Sequence[str]) -> Path | None:
 def _unknown(name: str, path: Sequence[str]) -> str:
     import difflib
 
-    for file in (file for files in _own_files(path) for file in files):
+    for file in (file for files in _resolved(_versions(path)) for file in files):
         if file.stem == name:
             read_yaml(file)  # says what is wrong with it
             return f"{shown(file)} gives no name; write `task: {name}` into it"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from ftsuite.analysis.compare import find_comparison
 from ftsuite.analysis.ranking import cost
-from ftsuite.commands.display import one_line, table, write, write_json
+from ftsuite.commands.display import MOST_ROWS, one_line, table, write, write_json
 from ftsuite.commands.selection import store_root
 from ftsuite.jsonfile import to_json
 from ftsuite.reporting import formats as fmt
@@ -37,7 +39,7 @@ def runs(options: Namespace) -> int:
     if options.json:
         write_json([run_object(root, path, record) for path, record in found])
     elif found:
-        _write_table([record for _, record in found])
+        _write_table([record for _, record in found], MOST_ROWS if not options.all else None)
     else:
         write(f"no such runs in {root}; `ftsuite run +sweep=lora_rank` makes some")
     sys.stdout.flush()
@@ -90,9 +92,14 @@ def _headline(record: RunRecord) -> Comparison | None:
     return find_comparison(record, record.config.get("evals", {}).get("headline", ""))
 
 
-def _write_table(records: list[RunRecord]) -> None:
+def _write_table(records: list[RunRecord], most: int | None) -> None:
+    shown = [
+        record
+        for _, of_study in itertools.groupby(records, key=lambda one: one.study)
+        for record in itertools.islice(of_study, most)
+    ]
     rows = []
-    for record in records:
+    for record in shown:
         headline, seconds = _headline(record), cost(record)[1]
         change = "refused" if headline and headline.refused else None
         rows.append(
@@ -109,11 +116,26 @@ def _write_table(records: list[RunRecord]) -> None:
     headers = ("=study", "=run", "label", "=status", ">headline Δ", ">time", ">stored")
     failures = [
         one_line(f"{r.run_id} failed in {r.failure.stage}: {r.failure.message}")
-        for r in records
+        for r in shown
         if r.failure
     ]
     write(
         table(fmt.plural(len(records), "run"), headers, rows),
+        *_left_out(records, most),
         "time: to train, merge and evaluate. stored: stages found in the store.",
         *failures,
     )
+
+
+def _left_out(records: list[RunRecord], most: int | None) -> list[str]:
+    """A line for each study of which the table has the first runs alone."""
+    said = []
+    for name, of_study in itertools.groupby(records, key=lambda one: one.study):
+        statuses = Counter(record.status for record in of_study)
+        if most is not None and statuses.total() > most:
+            counts = ", ".join(f"{count:,} {status}" for status, count in statuses.most_common())
+            said.append(
+                f"{name}: the first {most} of {statuses.total():,} runs ({counts}); --all prints "
+                "all, --json too"
+            )
+    return [one_line(line) for line in said]

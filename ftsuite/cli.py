@@ -1,4 +1,4 @@
-"""The console script `ftsuite`: subcommands beside the Hydra entry.
+"""One entry, `ftsuite` and `python -m ftsuite`: a command, or else overrides of a study to run.
 
 Nothing heavy is imported before a command needs it, so `--help` answers at once.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import io
 import os
+import re
 import sys
 from contextlib import contextmanager
 from importlib import import_module
@@ -41,16 +42,28 @@ STATUSES = ("complete", "failed", "running", "interrupted")
 OVERRIDES_HELP = "Hydra overrides, such as +sweep=lora_rank lora.dropout=0.1"
 RUN_HELP = "run id or the start of one, or study/label; `ftsuite runs` lists them"
 SIDE_HELP = "a run's tuned model (run id or the start of one, or study/label), or base:RUN"
+WORD = re.compile(r"[A-Za-z]+")
+"""What could be a command: an override has a sign such as = or ~."""
 BROKEN_PIPE = 141
 """Exit code of a program whose reader went away: 128 + SIGPIPE, as shells show it."""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command and return its exit code."""
-    options = _parse(sys.argv[1:] if arguments is None else arguments)
+    """Run one command, or a study, and return the exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A terminal without Unicode shows a question mark instead of failing on a minus sign.
         sys.stdout.reconfigure(errors="replace")
+    if arguments in (["--help"], ["-h"]):
+        from ftsuite.studies import entry
+
+        print(entry.help_text(COMMANDS))
+        return 0
+    if not _is_command(arguments):
+        from ftsuite.studies import entry
+
+        return entry.run(arguments)
+    options = _parse(arguments)
     try:
         with _store(options.store):
             code = _command(options)
@@ -68,6 +81,14 @@ def main(arguments: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
     return code
+
+
+def _is_command(arguments: list[str]) -> bool:
+    """Whether the first word is a command, or a mistyped one; else all are overrides."""
+    if not arguments:
+        return False
+    first = arguments[0]
+    return first == "--version" or first in COMMANDS or WORD.fullmatch(first) is not None
 
 
 def parser() -> argparse.ArgumentParser:

@@ -23,6 +23,7 @@ from ftsuite.config import (
     TrainConfig,
 )
 from ftsuite.devices import Target  # noqa: TC001 - an order's fields are read by their types
+from ftsuite.jsonfile import canonical
 from ftsuite.records import DataSummary, ModelIdentity, ProbeReport, Scores, TrainSummary
 from ftsuite.stagerecords import HeldOutLoss, HeldOutTasks, MergeCheck, MergedModel
 from ftsuite.store.stage import Stage, Upstream
@@ -217,6 +218,7 @@ class Evaluate(Stage[Scores]):
     NAME: ClassVar = "eval"
     VERSION: ClassVar = 4
     FUNCTION: ClassVar = "ftsuite.scoring.evaluate:evaluate"
+    MANY: ClassVar = "ftsuite.scoring.evaluate:evaluate_many"
     RECORD: ClassVar = Scores
 
     model: ModelRef
@@ -234,6 +236,12 @@ class Evaluate(Stage[Scores]):
     def name(self) -> str:
         """The task's name in `evals.tasks`."""
         return self.evals.tasks[0]
+
+    @property
+    def together(self) -> str:
+        """Tasks of one model are scored with the model loaded once."""
+        inputs = self.inputs
+        return canonical([inputs["model"], inputs["target"]])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,12 +4,12 @@ An order is a stage as JSON (store/stage.py); the executor writes it beside the 
 its place tells the store. With `--serve`, orders come as lines of stdin:
 
 ```
-{"id": 7, "do": "compute", "store": "/store", "order": {…}}   or   "do": "check"
+{"do": "compute", "store": "/store", "orders": [{…}, …]}   or   "do": "check"
 ```
 
-and each is answered by a line: `{"id": 7, "key": …, "reused": false}`, or with an `error` of kind,
-message, and traceback where it is a bug. `--probe` prints what this environment can compute with.
-A worker refuses an order whose target it is not.
+and each order is answered by a line `{"key": …}`, with an `error` of kind, message, and traceback
+where it is a bug. Several orders in a line are of equal `together`, and computed at once. `--probe`
+prints what this environment can compute with. A worker refuses an order whose target it is not.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from ftsuite.store import computing
 from ftsuite.store.stage import from_order
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from ftsuite.store.stage import Stage
 
@@ -83,8 +83,8 @@ def compute(root: Path, order: Any) -> Stage[Any]:
     stage = _accepted(order)
     if computing.lookup(root, stage) is not None:
         return stage
-    events = Events(to_file(path_of(root, stage.NAME, stage.key)))
-    with _told(events, getattr(getattr(stage, "target", None), "device", "cpu")):
+    events = _events(root, stage)
+    with _told({stage.key: events}, _device(stage)):
         computing.compute(
             root,
             stage,
@@ -92,6 +92,49 @@ def compute(root: Path, order: Any) -> Stage[Any]:
             events=events,
         )
     return stage
+
+
+def compute_many(root: Path, orders: list[Any]) -> Iterator[tuple[str, Exception | None]]:
+    """Compute orders of equal `together` at once; gives each one's key and error, or None.
+
+    Those that another process is computing come last, one by one.
+    """
+    left: dict[str, Any] = {}
+    stages: list[Stage[Any]] = []
+    for order in orders:
+        try:
+            stages.append(_accepted(order))
+            left[order["key"]] = order
+        except Exception as reason:
+            yield order["key"], reason
+    if len(stages) > 1 and stages[0].MANY:
+        events = {stage.key: _events(root, stage) for stage in stages}
+        try:
+            with _told(events, _device(stages[0])) as ended:
+                for key, error in computing.compute_many(root, stages, events):
+                    ended(key, error)
+                    del left[key]
+                    yield key, error
+        except Exception as reason:
+            # What keeps all of them: their model does not load.
+            for key in left:
+                yield key, reason
+            return
+    for key, order in left.items():
+        try:
+            compute(root, order)
+        except Exception as reason:
+            yield key, reason
+        else:
+            yield key, None
+
+
+def _events(root: Path, stage: Stage[Any]) -> Events:
+    return Events(to_file(path_of(root, stage.NAME, stage.key)))
+
+
+def _device(stage: Stage[Any]) -> str:
+    return getattr(getattr(stage, "target", None), "device", "cpu")
 
 
 def _accepted(order: Any) -> Stage[Any]:
@@ -105,35 +148,52 @@ def _accepted(order: Any) -> Stage[Any]:
 
 
 @contextmanager
-def _told(events: Events, device: str) -> Iterator[None]:
-    """Tell that a stage starts and how it ends, and in between how much memory it takes."""
+def _told(
+    events: dict[str, Events], device: str
+) -> Iterator[Callable[[str, Exception | None], None]]:
+    """Tell that stages start and how each ends, and in between how much memory they take.
+
+    The value is called with the key and the error of each that has ended; those that are left end
+    with the block.
+    """
+    running = dict(events)
     stop = threading.Event()
     process = psutil.Process()
     process.cpu_percent()
 
-    def tell() -> None:
+    def tell_memory() -> None:
         while not stop.wait(MEMORY_SECONDS):
-            events.send(
-                "memory",
-                bytes=process.memory_info().rss,
-                device_bytes=device_bytes(),
-                cpu_percent=process.cpu_percent(),
-            )
+            for one in list(running.values()):
+                one.send(
+                    "memory",
+                    bytes=process.memory_info().rss,
+                    device_bytes=device_bytes(),
+                    cpu_percent=process.cpu_percent(),
+                )
 
-    thread = threading.Thread(target=tell, daemon=True)
+    def ended(key: str, error: BaseException | None) -> None:
+        one = running.pop(key)
+        if error is None:
+            one.send("state", state="finished")
+        else:
+            one.send("state", state="failed", message=one_line(error))
+
+    thread = threading.Thread(target=tell_memory, daemon=True)
     where = {"host": socket.gethostname(), "pid": os.getpid(), "device": device}
-    events.send("state", state="started", **where)
+    for one in running.values():
+        one.send("state", state="started", **where)
     thread.start()
+    error: BaseException | None = None
     try:
-        yield
-    except BaseException as error:
-        events.send("state", state="failed", message=one_line(error))
+        yield ended
+    except BaseException as raised:
+        error = raised
         raise
-    else:
-        events.send("state", state="finished")
     finally:
         stop.set()
         thread.join()
+        for key in list(running):
+            ended(key, error)
 
 
 def _serve() -> int:
@@ -143,21 +203,27 @@ def _serve() -> int:
     os.dup2(2, 1)
     threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
     for line in sys.stdin:
-        asked = json.loads(line)
-        answers.write(json.dumps({"id": asked["id"], **answer(asked)}) + "\n")
+        for told in answers_to(json.loads(line)):
+            answers.write(json.dumps(told) + "\n")
     return 0
 
 
-def answer(asked: dict[str, Any]) -> dict[str, Any]:
+def answers_to(asked: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Do what one line asks for; an exception becomes part of the answer."""
-    root, order = Path(asked["store"]), asked["order"]
-    try:
-        if asked["do"] == "check":
+    root, orders = Path(asked["store"]), asked["orders"]
+    done = _checked(root, orders) if asked["do"] == "check" else compute_many(root, orders)
+    for key, error in done:
+        yield {"key": key, **({} if error is None else {"error": error_of(error)})}
+
+
+def _checked(root: Path, orders: list[Any]) -> Iterator[tuple[str, Exception | None]]:
+    for order in orders:
+        try:
             computing.refuse_unworkable(root, _accepted(order))
-            return {"key": order["key"]}
-        return {"key": compute(root, order).key}
-    except Exception as error:
-        return {"key": order["key"], "error": error_of(error)}
+        except Exception as error:
+            yield order["key"], error
+        else:
+            yield order["key"], None
 
 
 def error_of(error: Exception) -> dict[str, Any]:
@@ -166,7 +232,7 @@ def error_of(error: Exception) -> dict[str, Any]:
     return {
         "kind": type(error).__name__,
         "message": redact(one_line(error)),
-        "traceback": redact(traceback.format_exc()) if is_bug else "",
+        "traceback": redact("".join(traceback.format_exception(error))) if is_bug else "",
     }
 
 

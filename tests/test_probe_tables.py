@@ -14,7 +14,7 @@ from ftsuite.cli import main
 from ftsuite.records import ProbeAnswer, ProbeReport, ProbeResult, ProbeSystem, RunRecord
 from ftsuite.reporting.probes import by_system, passed
 from ftsuite.reporting.report import render
-from ftsuite.tracking import values
+from ftsuite.tracking import tables, values
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -158,14 +158,14 @@ def test_show_has_the_table_too(
 
 
 def test_trackers_get_rates_by_system_prompt_with_their_counts(cells: list[RunRecord]) -> None:
-    named = values.numbers(cells[0])
+    named = values.numbers(cells[0], {})
     assert named["probe/tones/pirate/base/with_system"] == 1
     assert named["probe/tones/pirate/base/with_system/answers"] == 2
     assert named["probe/tones/polite/base/with_system"] == 0.5
     assert named["probe/tones/polite/tuned/without_system"] == 1
     assert named["probe/tones/tuned/with_system"] == 0.5
     assert named["probe/tones/tuned/with_system/answers"] == 4
-    table = values.probes_table(cells[0])
+    table = tables.probes_table(cells[0])
     # A row a prompt, system prompt and set of checks.
     assert len(table.rows) == len(set(table.rows)) == 8
     at = table.columns.index

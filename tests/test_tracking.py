@@ -67,6 +67,7 @@ def read_offline(folder: Path) -> dict[str, Any]:
     return {
         "run": of_type["run"][0],
         "folder": folder,
+        "types": set(of_type),
         "summary": summary,
         "history": [item["item"] for item in of_type["history"]],
         "artifacts": {item["name"]: item for item in of_type.get("artifact", [])},
@@ -76,13 +77,15 @@ def read_offline(folder: Path) -> dict[str, Any]:
 
 def python(code: str, folder: Path, **environment: str) -> str:
     """Run `code` in a fresh Python in `folder`, with tests/ to import from."""
+    # Through this variable a process would use the W&B service of the one that started it.
+    own = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
     paths = f"{TESTS}{os.pathsep}{TESTS.parent}"
     printed = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,
         text=True,
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": paths, **environment},
+        env={**own, "PYTHONPATH": paths, **environment},
     )
     assert printed.returncode == 0, printed.stderr
     return printed.stdout + printed.stderr
@@ -151,10 +154,10 @@ def test_wandb_summary_holds_scores_deltas_and_costs(runs: dict[str, dict[str, A
 def test_wandb_tables(runs: dict[str, dict[str, Any]]) -> None:
     folder = runs["lora.r=4"]["folder"] / "files" / "media" / "table"
     (probes,) = [json.loads(path.read_text()) for path in folder.glob("probes_*")]
-    assert probes["columns"][:3] == ["probe", "prompt", "with_system"]
-    rice = ["pirate", "How do I cook rice?", True]
-    (row,) = [row for row in probes["data"] if row[:3] == rice]
-    assert row[3:] == [
+    assert probes["columns"][:4] == ["cell", "probe", "prompt", "with_system"]
+    rice = ["lora.r=4", "pirate", "How do I cook rice?", True]
+    (row,) = [row for row in probes["data"] if row[:4] == rice]
+    assert row[4:] == [
         "Arr, ye boil it in the galley, Captain!",
         "Boil it in water.",
         True,
@@ -175,7 +178,10 @@ def test_wandb_tables_of_documents(tmp_path: Path) -> None:
     for name in ("documents", "labels", "confusions", "groups"):
         (path,) = folder.glob(f"{name}_*")
         plain = json.loads(path.read_text())
-        found[name] = [dict(zip(plain["columns"], row, strict=True)) for row in plain["data"]]
+        assert plain["columns"][0] == "cell"
+        assert {row[0] for row in plain["data"]} == {record.label}
+        named = [dict(zip(plain["columns"], row, strict=True)) for row in plain["data"]]
+        found[name] = [{k: v for k, v in row.items() if k != "cell"} for row in named]
     route, write, story = record.documents
     documents = {(row["task"], row["result"]): row for row in reversed(found["documents"])}
     listed = [(t.won_documents, t.lost_documents, t.examples) for t in (route, write, story)]
@@ -337,7 +343,8 @@ def test_broken_marker_tracks_again(tmp_path: Path) -> None:
     (marker,) = tmp_path.glob("tracking/lora_rank/*.json")
     marker.write_text("{")
     assert go(TENSORBOARD, [make_record()], tmp_path)
-    assert len(list(tmp_path.rglob("events.out.tfevents.*"))) == 1
+    sizes = [path.stat().st_size for path in sorted(tmp_path.rglob("events.out.tfevents.*"))]
+    assert (len(sizes), sizes[0]) == (2, 0)
 
 
 def test_tensorboard_reads_back(tmp_path: Path) -> None:
@@ -440,7 +447,7 @@ def test_unknown_mode_is_a_config_error(tmp_path: Path) -> None:
 
 def test_weighted_means_and_refused_deltas() -> None:
     record = make_record(tuned_conditions={"dtype": "bfloat16"})
-    named = values.numbers(record)
+    named = values.numbers(record, {})
     assert record.tuned is not None
     bits = next(metric for metric in record.tuned.metrics if metric.name == BITS)
     assert bits.weights is not None

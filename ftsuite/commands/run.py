@@ -10,6 +10,6 @@ if TYPE_CHECKING:
 
 def run(options: Namespace) -> int:
     """Run a study and return the exit code."""
-    from ftsuite.__main__ import main
+    from ftsuite.studies import entry
 
-    return main(options.overrides)
+    return entry.run(options.overrides)

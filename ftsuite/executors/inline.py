@@ -15,24 +15,37 @@ if TYPE_CHECKING:
     from ftsuite.events import Listener
 
 
-def run(schedule: Schedule, root: Path, listen: Listener) -> Iterator[Outcome]:
-    """Compute tasks; events are passed on when a stage has ended."""
-    while task := schedule.next():
-        path = path_of(root, task.stage.NAME, task.stage.key)
-        offset = path.stat().st_size if path.exists() else 0
-        outcome = _asked(task, root, "compute")
-        for event in read(path, offset)[0]:
-            listen(source_of(task), event)
-        schedule.settle(outcome)
-        yield outcome
+class Inline:
+    """The executor that computes here."""
 
+    def __init__(self, root: Path) -> None:
+        self._root = root
 
-def check(tasks: Sequence[Task], root: Path) -> Iterator[Outcome]:
-    """Refuse what cannot work, before anything is spent."""
-    for task in tasks:
-        yield _asked(task, root, "check")
+    def check(self, tasks: Sequence[Task]) -> Iterator[Outcome]:
+        """Refuse what cannot work, before anything is spent."""
+        for task in tasks:
+            yield from self._asked([task], "check")
 
+    def run(self, schedule: Schedule, listen: Listener) -> Iterator[Outcome]:
+        """Compute tasks; the events of each are passed on when it has ended."""
+        while tasks := schedule.next():
+            offsets = {task.stage.key: self._size(task) for task in tasks}
+            for outcome in self._asked(tasks, "compute"):
+                stage = outcome.task.stage
+                for event in read(path_of(self._root, stage.NAME, stage.key), offsets[stage.key])[
+                    0
+                ]:
+                    listen(source_of(outcome.task), event)
+                schedule.settle(outcome)
+                yield outcome
 
-def _asked(task: Task, root: Path, what: str) -> Outcome:
-    asked = {"do": what, "store": str(root.resolve()), "order": task.stage.order()}
-    return Outcome(task=task, error=worker.answer(asked).get("error"))
+    def _size(self, task: Task) -> int:
+        path = path_of(self._root, task.stage.NAME, task.stage.key)
+        return path.stat().st_size if path.exists() else 0
+
+    def _asked(self, tasks: Sequence[Task], what: str) -> Iterator[Outcome]:
+        by_key = {task.stage.key: task for task in tasks}
+        orders = [task.stage.order() for task in tasks]
+        asked = {"do": what, "store": str(self._root.resolve()), "orders": orders}
+        for told in worker.answers_to(asked):
+            yield Outcome(task=by_key[told["key"]], error=told.get("error"))

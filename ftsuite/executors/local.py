@@ -23,7 +23,7 @@ from ftsuite.events import path_of, read
 from ftsuite.executors.schedule import Outcome, Schedule, Task, source_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from ftsuite.config import BackendConfig, ExecutorConfig
@@ -38,76 +38,84 @@ LAST_LINES = 5
 """Of what a worker printed before it died."""
 
 
-def run(
-    schedule: Schedule,
-    root: Path,
-    executor: ExecutorConfig,
-    backend: BackendConfig,
-    listen: Listener,
-) -> Iterator[Outcome]:
-    """Compute tasks; gives each outcome as soon as it is there.
+@contextmanager
+def workers(
+    root: Path, executor: ExecutorConfig, backend: BackendConfig, tasks: int
+) -> Iterator[Workers]:
+    """Workers of this machine, each started when it is first needed and ended with the block.
 
     Args:
-        schedule: what is to be computed; who reads the outcomes may give cells up in it.
         root: the store.
-        executor: how many workers.
+        executor: how many.
         backend: threads of a worker.
-        listen: told of every event.
+        tasks: that there are: more workers would have nothing to do.
     """
-    with _workers(executor, backend, root, len(schedule.waiting)) as workers:
+    gpus = devices.gpus() if backend.device.value != "cpu" else ()
+    count = min(executor.workers or max(1, len(gpus)), max(1, tasks))
+    made = [_Worker(root, _variables(place, count, gpus, backend)) for place in range(count)]
+    try:
+        yield Workers(made)
+    finally:
+        for worker in made:
+            worker.end()
+
+
+class Workers:
+    """The executor: what it is given is computed by its workers."""
+
+    def __init__(self, workers: list[_Worker]) -> None:
+        self._workers = workers
+
+    def check(self, tasks: Sequence[Task]) -> Iterator[Outcome]:
+        """Let a worker refuse what cannot work, before anything is spent."""
+        if tasks:
+            self._workers[0].begin(tasks, "check")
+        while self._workers[0].tasks:
+            yield from _answered(self._workers[:1], lambda *_: None)
+
+    def run(self, schedule: Schedule, listen: Listener) -> Iterator[Outcome]:
+        """Compute tasks; gives each outcome as soon as it is there.
+
+        Args:
+            schedule: what is to be computed; who reads the outcomes may give cells up in it.
+            listen: told of every event.
+        """
         while schedule.waiting or schedule.running:
-            for worker in workers:
-                if worker.task is None and (task := schedule.next()):
-                    worker.begin(task, "compute")
-            for outcome in _answered(workers, listen):
+            idle = [worker for worker in self._workers if not worker.tasks]
+            for place, worker in enumerate(idle):
+                if tasks := schedule.next(len(idle) - place):
+                    worker.begin(tasks, "compute")
+            for outcome in _answered(self._workers, listen):
                 schedule.settle(outcome)
                 yield outcome
 
 
-def check(
-    tasks: Sequence[Task], root: Path, backend: BackendConfig, listen: Listener
-) -> Iterator[Outcome]:
-    """Let a worker refuse what cannot work, before anything is spent.
-
-    Args:
-        tasks: whose stages have a CHECK.
-        root: the store.
-        backend: threads of a worker.
-        listen: told of every event.
-    """
-    from ftsuite.config import ExecutorConfig
-
-    with _workers(ExecutorConfig(workers=1), backend, root, 1) as (worker,):
-        for task in tasks:
-            worker.begin(task, "check")
-            while worker.task is not None:
-                yield from _answered([worker], listen)
-
-
 class _Worker:
-    """A process that computes one task at a time."""
+    """A process that computes one task at a time, or several together."""
 
     def __init__(self, root: Path, variables: dict[str, str]) -> None:
         self.root = root
-        self.task: Task | None = None
-        self.asked = 0
-        self._offset = 0
+        self.tasks: dict[str, Task] = {}
+        """What it is computing, by key."""
+        self._offsets: dict[str, int] = {}
         self._variables = variables
         self._process: subprocess.Popen[bytes] | None = None
         self._printed: IO[bytes] | None = None
 
-    def begin(self, task: Task, what: str) -> None:
-        """Send a task; the process is started when it is first needed."""
+    def begin(self, tasks: Sequence[Task], what: str) -> None:
+        """Send tasks; the process is started when it is first needed."""
         if self._process is None or self._process.poll() is not None:
             self._start()
         assert self._process is not None and self._process.stdin is not None
-        self.task, self.asked = task, self.asked + 1
-        path = path_of(self.root, task.stage.NAME, task.stage.key)
-        self._offset = path.stat().st_size if path.exists() else 0
-        order = task.stage.order()
-        if what == "compute":
-            jsonfile.write_text(order_path(self.root, task), json.dumps(order, indent=1))
-        asked = {"id": self.asked, "do": what, "store": str(self.root.resolve()), "order": order}
+        self.tasks = {task.stage.key: task for task in tasks}
+        for task in tasks:
+            path = path_of(self.root, task.stage.NAME, task.stage.key)
+            self._offsets[task.stage.key] = path.stat().st_size if path.exists() else 0
+            if what == "compute":
+                order = json.dumps(task.stage.order(), indent=1)
+                jsonfile.write_text(order_path(self.root, task), order)
+        orders = [task.stage.order() for task in tasks]
+        asked = {"do": what, "store": str(self.root.resolve()), "orders": orders}
         # A worker that has just died is found when its answer is read.
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.write(json.dumps(asked).encode() + b"\n")
@@ -121,24 +129,27 @@ class _Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._printed,
-            env=os.environ | self._variables,
+            # Unbuffered, so that select sees every line that is there.
+            bufsize=0,
+            env=_without_trackers(os.environ) | self._variables,
             # Ctrl-C is for the command, which ends its workers.
             start_new_session=True,
         )
 
     def answers(self) -> IO[bytes] | None:
         """What can be waited for, while a task is running."""
-        return self._process.stdout if self._process and self.task else None
+        return self._process.stdout if self._process and self.tasks else None
 
-    def settle(self) -> Outcome:
-        """Read the answer of the running task, or find that the process has died."""
-        assert self.task is not None and self._process is not None
-        assert self._process.stdout is not None
+    def settle(self) -> list[Outcome]:
+        """Read one answer, or find that the process has died."""
+        assert self._process is not None and self._process.stdout is not None
         line = self._process.stdout.readline()
-        task, self.task = self.task, None
         if not line:
-            return Outcome(task=task, error=self._died())
-        return Outcome(task=task, error=json.loads(line).get("error"))
+            error = self._died()
+            tasks, self.tasks = list(self.tasks.values()), {}
+            return [Outcome(task=task, error=error) for task in tasks]
+        told = json.loads(line)
+        return [Outcome(task=self.tasks.pop(told["key"]), error=told.get("error"))]
 
     def _died(self) -> dict[str, Any]:
         assert self._process is not None and self._printed is not None
@@ -159,21 +170,20 @@ class _Worker:
         }
 
     def tell(self, listen: Listener) -> None:
-        """Pass on what the running task has told since the last look."""
-        if self.task is None:
-            return
-        stage = self.task.stage
-        events, self._offset = read(path_of(self.root, stage.NAME, stage.key), self._offset)
-        source = source_of(self.task)
-        for event in events:
-            listen(source, event)
+        """Pass on what the running tasks have told since the last look."""
+        for key, task in self.tasks.items():
+            path = path_of(self.root, task.stage.NAME, key)
+            events, self._offsets[key] = read(path, self._offsets[key])
+            source = source_of(task)
+            for event in events:
+                listen(source, event)
 
     def end(self) -> None:
         """End the process, whatever it is doing."""
         if self._process is None:
             return
         assert self._process.stdin is not None and self._process.stdout is not None
-        if self.task is not None:
+        if self.tasks:
             self._process.kill()
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.close()
@@ -200,22 +210,12 @@ def _answered(workers: Sequence[_Worker], listen: Listener) -> Iterator[Outcome]
         worker = busy[pipe]
         # What it told right before it answered.
         worker.tell(listen)
-        yield worker.settle()
+        yield from worker.settle()
 
 
-@contextmanager
-def _workers(
-    executor: ExecutorConfig, backend: BackendConfig, root: Path, most: int
-) -> Iterator[list[_Worker]]:
-    """Workers that have not been started, ended at the end."""
-    gpus = devices.gpus() if backend.device.value != "cpu" else ()
-    count = min(executor.workers or max(1, len(gpus)), max(1, most))
-    workers = [_Worker(root, _variables(place, count, gpus, backend)) for place in range(count)]
-    try:
-        yield workers
-    finally:
-        for worker in workers:
-            worker.end()
+def _without_trackers(variables: Mapping[str, str]) -> dict[str, str]:
+    """The command alone tracks: a worker that found its W&B service would talk to it as well."""
+    return {name: value for name, value in variables.items() if name != "WANDB_SERVICE"}
 
 
 def _variables(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from dataclasses import dataclass
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from ftsuite.scoring import documents, fitting, metric_checks, metrics, proof, s
 from ftsuite.scoring.harness import build_harness
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from ftsuite.config import EvalsConfig
@@ -32,15 +34,63 @@ def evaluate(stage: Evaluate, folders: Folders, out: Path, events: Events) -> Sc
         DataError: a task's documents are missing, or its system prompt gets lost in the template.
         StageError: lm-eval would score other tokens than training trains.
     """
-    evals, target = _with_folders(stage, folders), stage.target
+    ((_, result),) = evaluate_many([stage], folders, {stage.key: out}, {stage.key: events})
+    if isinstance(result, Exception):
+        raise result
+    return result
+
+
+def evaluate_many(
+    stages: Sequence[Evaluate],
+    folders: Folders,
+    outs: Mapping[str, Path],
+    events: Mapping[str, Events],
+) -> Iterator[tuple[str, Scores | Exception]]:
+    """Score one model on several tasks, one after another; one that fails does not keep the others.
+
+    What is wrong with a task is found before the model is loaded.
+    """
+    asked: dict[str, _Asked] = {}
+    for stage in stages:
+        try:
+            asked[stage.key] = _loaded(stage, folders)
+        except Exception as error:
+            yield stage.key, error
+    if not asked:
+        return
+    first = stages[0]
+    with warm.model(first.model, folders, first.target) as (model, tokenizer):
+        own = model.generation_config
+        for key, tasks_of in asked.items():
+            try:
+                yield (
+                    key,
+                    _scored(tasks_of, first.target, model, tokenizer, outs[key], events[key]),
+                )
+            except Exception as error:
+                yield key, error
+            finally:
+                model.generation_config = own
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Asked:
+    """Tasks with the numbers of the documents to score."""
+
+    evals: EvalsConfig
+    loaded: list[tasks.LoadedTask]
+    picked: dict[str, list[int]]
+
+
+def _loaded(stage: Evaluate, folders: Folders) -> _Asked:
+    evals = _with_folders(stage, folders)
     standard = embedded.standard_folder(folders[stage.standard.key]) if stage.standard else None
     loaded = tasks.load(evals, standard)
     metric_checks.check(loaded)
     picked = {t.task.config.task: _subset(t, evals) for t in loaded}
     tasks.check_documents(loaded, picked)
     samples.check_groups(loaded, picked)
-    with warm.model(stage.model, folders, target) as (model, tokenizer):
-        return _scored(evals, target, loaded, picked, model, tokenizer, out, events)
+    return _Asked(evals=evals, loaded=loaded, picked=picked)
 
 
 def _with_folders(stage: Evaluate, folders: Folders) -> EvalsConfig:
@@ -52,24 +102,18 @@ def _with_folders(stage: Evaluate, folders: Folders) -> EvalsConfig:
 
 
 def _scored(
-    evals: EvalsConfig,
-    target: Target,
-    loaded: list[tasks.LoadedTask],
-    picked: dict[str, list[int]],
-    model: Any,
-    tokenizer: Any,
-    out: Path,
-    events: Events,
+    asked: _Asked, target: Target, model: Any, tokenizer: Any, out: Path, events: Events
 ) -> Scores:
+    from lm_eval.tasks import TaskManager
+
+    evals, loaded = asked.evals, asked.loaded
     ends = turns.end_tokens(model, tokenizer)
     generation, ignored = loading.plain_generation(model, ends, tokenizer.pad_token_id)
     harness = build_harness(model, tokenizer, evals.batch_size, events)
     by_name = {t.task.config.task: t.task for t in loaded}
-    picked, left_out = fitting.fitting(by_name, harness, picked)
+    picked, left_out = fitting.fitting(by_name, harness, asked.picked)
     proof.whole_answers(by_name, tokenizer, picked)
     bos = proof.prove(by_name, harness, picked)
-    from lm_eval.tasks import TaskManager
-
     results = _simple_evaluate(
         model=harness,
         tasks=[t.task for t in loaded],

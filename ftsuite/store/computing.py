@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import functools
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ftsuite.errors import StoreError
 from ftsuite.events import Events, path_of, to_file
+from ftsuite.measure import measure
 from ftsuite.store import entries
 from ftsuite.store.entries import Entry, StageSpec, folder_of
 from ftsuite.store.stage import function_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
+    from ftsuite.measure import Usage
     from ftsuite.store.stage import Stage, Upstream
 
 T = TypeVar("T")
@@ -56,6 +61,75 @@ def compute(
         return record
 
     return entries.run_stage(root, _spec(stage, work), on_wait=on_wait)
+
+
+def compute_many(
+    root: Path, stages: Sequence[Stage[Any]], events: Mapping[str, Events]
+) -> Iterator[tuple[str, Exception | None]]:
+    """Compute stages of equal `together` at once; each is stored as soon as it is there.
+
+    Those that are stored already, or that another process is computing, are left out.
+
+    Args:
+        root: the store.
+        stages: with one MANY.
+        events: where each one's events go, by key.
+
+    Returns:
+        An iterator of the key of each stage that was computed, and its error or None.
+    """
+    with ExitStack() as leased:
+        works = {}
+        for stage in stages:
+            if (work := _begun(root, stage, leased)) is not None:
+                works[stage.key] = work
+        if not works:
+            return
+        asked = [work.stage for work in works.values()]
+        folders = {one.key: folder(root, one) for stage in asked for one in stage.upstreams}
+        outs = {key: work.partial for key, work in works.items()}
+        started = time.monotonic()
+        with measure() as usage:
+            for key, result in function_of(asked[0].MANY)(asked, folders, outs, events):
+                seconds, started = time.monotonic() - started, time.monotonic()
+                yield key, _ended(root, works[key], result, seconds, usage)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Work:
+    """One of several stages while they are computed at once."""
+
+    stage: Stage[Any]
+    spec: StageSpec[Any]
+    partial: Path
+    held: ExitStack
+    """Clears the folder up where the work fails, and gives the lease back."""
+
+
+def _begun(root: Path, stage: Stage[Any], leased: ExitStack) -> _Work | None:
+    spec = _spec(stage, _never)
+    lease = entries.leased_if_free(root, spec)
+    if lease is None:
+        return None
+    held = leased.enter_context(ExitStack())
+    held.callback(lease.release)
+    if lookup(root, stage) is not None:
+        held.close()
+        return None
+    partial = held.enter_context(entries.work(spec, root, lease))
+    return _Work(stage=stage, spec=spec, partial=partial, held=held)
+
+
+def _ended(root: Path, work: _Work, result: Any, seconds: float, usage: Usage) -> Exception | None:
+    """Store a result, or give up its work; the lease is given back."""
+    try:
+        with work.held, entries.full_disk_is_an_error(root):
+            if isinstance(result, Exception):
+                raise result
+            entries.commit(work.spec, root, work.partial, result, seconds, usage)
+    except Exception as error:
+        return error
+    return None
 
 
 def entry_folder(root: Path, stage: Upstream) -> Path:

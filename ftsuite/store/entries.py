@@ -6,13 +6,15 @@ Layout, below the store's root:
 <stage>/<key>/inputs.json     what the key was made from
 <stage>/<key>/result.json     the record, the files with size and sha256, seconds, memory, checksum
 <stage>/<key>/…               files
-<stage>/<key>.partial/        work in progress, never read as a result
-<stage>/<key>.lock            held while somebody computes; released by the kernel at death
+<stage>/<key>.partial-<token>/  work in progress of one holder, never read as a result
+<stage>/<key>.lease           who computes it (leases.py)
+<stage>/<key>.events.jsonl    what it tells while it works (events.py)
+<stage>/<key>.order.json      what a worker is sent (stage.py)
 ```
 
-Only the final rename makes a result visible. The key is sha256 over the canonical JSON of the
-stage's name, its VERSION and its inputs, and the layout's own version; upstream results enter by
-their keys, never by a path.
+Only the final rename makes a result visible; where two compute the same, the first one stays. The
+key is sha256 over the canonical JSON of the stage's name, its VERSION and its inputs, and the
+layout's own version; upstream results enter by their keys, never by a path.
 """
 
 from __future__ import annotations
@@ -24,21 +26,23 @@ import os
 import shutil
 import tempfile
 import time
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
-
-from filelock import FileLock, Timeout
 
 from ftsuite import jsonfile
 from ftsuite.errors import FtsuiteError, StageError, StoreError, redacted, secret_in
 from ftsuite.jsonfile import canonical as canonical
 from ftsuite.jsonfile import digest as digest
 from ftsuite.measure import measure
+from ftsuite.store import leases
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    from ftsuite.measure import Usage
+    from ftsuite.store.leases import Lease
 
 T = TypeVar("T")
 
@@ -149,20 +153,21 @@ def run_stage(
         StageError: the disk is full.
     """
     found = lookup(root, spec)
-    if found is not None:
-        return found
-    on_miss()
-    with _locked(root, spec, on_wait):
-        # Another process may have finished while this one waited.
-        found = lookup(root, spec)
-        if found is not None:
-            return found
-        with _disk_full_is_an_error(root):
-            _compute(root, spec)
-    made = lookup(root, spec)
-    if made is None:
-        raise StoreError(f"{folder_of(root, spec.name, spec.key)}: vanished while it was written")
-    return Entry(**{**{f: getattr(made, f) for f in made.__dataclass_fields__}, "reused": False})
+    while found is None:
+        on_miss()
+        with leased(root, spec, on_wait) as lease:
+            # Another process may have finished while this one waited.
+            found = lookup(root, spec)
+            if found is None:
+                with full_disk_is_an_error(root), work(spec, root, lease) as partial:
+                    started = time.monotonic()
+                    with measure() as usage:
+                        record = spec.compute(partial)
+                    commit(spec, root, partial, record, time.monotonic() - started, usage)
+                made = lookup(root, spec)
+                if made is not None:
+                    return replace(made, reused=False)
+    return found
 
 
 def verify(folder: Path) -> None:
@@ -218,45 +223,63 @@ def _unwritable(folder: Path, setting: str, error: OSError) -> StoreError:
     return jsonfile.unwritable(f"{setting}: {folder}", error, f"{setting}{also}")
 
 
+def leased_if_free(root: Path, spec: StageSpec[Any]) -> Lease | None:
+    """Take the lease of a result if nobody has it; it must be released.
+
+    Raises:
+        StoreError: the store cannot be written.
+    """
+    folder = folder_of(root, spec.name, spec.key)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        return leases.acquire(folder)
+    except OSError as error:
+        raise _unwritable(folder.parent, "store.root", error) from error
+
+
 @contextmanager
-def holding(path: Path) -> Iterator[bool]:
-    """Hold the lock file `path` if it is free; the value says whether it was."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        yield False
-        return
-    try:
-        yield True
-    finally:
-        lock.release()
+def work(spec: StageSpec[Any], root: Path, lease: Lease) -> Iterator[Path]:
+    """Give a folder to compute `spec` in, and clear up where that fails.
 
+    Where the lease was lost meanwhile, whoever took it over has moved the folder away: an error
+    that follows from it is dropped with the work, which is no longer wanted.
 
-def _compute(root: Path, spec: StageSpec[T]) -> None:
+    Raises:
+        StoreError: the inputs hold a secret.
+    """
     # Redacting them would make them differ from the key's.
     if secret := secret_in(canonical(spec.inputs)):
         raise StoreError(
             f"{spec.name}: its inputs hold the value of {secret}, which would be stored; take it "
             "out of the settings, the task and the probe files"
         )
-    folder = folder_of(root, spec.name, spec.key)
-    partial = folder.with_name(folder.name + ".partial")
-    if partial.exists() and not spec.resumable:
-        shutil.rmtree(partial)
-    partial.mkdir(parents=True, exist_ok=True)
+    partial = _own_partial(folder_of(root, spec.name, spec.key), spec, lease)
     # A kill just before the rename leaves one behind; it must not be listed among the files.
     (partial / "result.json").unlink(missing_ok=True)
     _write_durably(partial / "inputs.json", spec.inputs)
-    started = time.monotonic()
     try:
-        with measure() as usage:
-            record = spec.compute(partial)
-    except BaseException:
+        yield partial
+    except BaseException as error:
         if not spec.resumable:
             shutil.rmtree(partial, ignore_errors=True)
-        raise
+        if lease.check() or not isinstance(error, Exception):
+            raise
+
+
+def commit(
+    spec: StageSpec[Any], root: Path, partial: Path, record: Any, seconds: float, usage: Usage
+) -> None:
+    """Make a result visible; where somebody else was first, theirs stays.
+
+    Args:
+        spec: what was computed.
+        root: the store.
+        partial: the folder of `work`.
+        record: the result.
+        seconds: that computing it took.
+        usage: highest memory meanwhile.
+    """
+    folder = folder_of(root, spec.name, spec.key)
     files = {
         str(path.relative_to(partial)): {"bytes": path.stat().st_size, "sha256": file_digest(path)}
         for path in sorted(partial.rglob("*"))
@@ -265,13 +288,31 @@ def _compute(root: Path, spec: StageSpec[T]) -> None:
     result = {
         "record": redacted(jsonfile.to_json(record)),
         "files": files,
-        "seconds": round(time.monotonic() - started, 3),
+        "seconds": round(seconds, 3),
         "peak_memory_bytes": usage.memory_bytes,
         "peak_device_bytes": usage.device_bytes,
     }
     _write_durably(partial / "result.json", {**result, jsonfile.CHECKSUM: digest(result)})
-    os.rename(partial, folder)
+    try:
+        os.rename(partial, folder)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        # Equal inputs give one result.
+        shutil.rmtree(partial)
     _sync_folder(folder.parent)
+
+
+def _own_partial(folder: Path, spec: StageSpec[Any], lease: Lease) -> Path:
+    """A folder that no other holder writes into, with what an ended one has left where it helps."""
+    own = folder.with_name(f"{folder.name}.partial-{lease.token[:8]}")
+    left = sorted(folder.parent.glob(f"{folder.name}.partial*"), key=lambda p: p.stat().st_mtime)
+    if left and spec.resumable:
+        os.rename(left.pop(), own)
+    for path in left:
+        shutil.rmtree(path)
+    own.mkdir(parents=True, exist_ok=True)
+    return own
 
 
 def _write_durably(path: Path, plain: Any) -> None:
@@ -321,25 +362,31 @@ def _corrupted(folder: Path, what: str) -> StoreError:
 
 
 @contextmanager
-def _locked(root: Path, spec: StageSpec[Any], on_wait: Callable[[str], None]) -> Iterator[None]:
+def leased(
+    root: Path, spec: StageSpec[Any], on_wait: Callable[[str], None] = lambda _: None
+) -> Iterator[Lease]:
+    """Hold the lease of a result, waiting for who computes it.
+
+    Raises:
+        StoreError: the store cannot be written.
+    """
     folder = folder_of(root, spec.name, spec.key)
-    lock = FileLock(folder.with_name(folder.name + ".lock"))
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
-    except Timeout:
-        on_wait(spec.name)
-        lock.acquire()
-    except OSError as error:
-        raise _unwritable(folder.parent, "store.root", error) from error
-    try:
-        yield
-    finally:
-        lock.release()
+    with ExitStack() as stack:
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            lease = stack.enter_context(leases.held(folder, lambda _: on_wait(spec.name)))
+        except OSError as error:
+            raise _unwritable(folder.parent, "store.root", error) from error
+        yield lease
 
 
 @contextmanager
-def _disk_full_is_an_error(root: Path) -> Iterator[None]:
+def full_disk_is_an_error(root: Path) -> Iterator[None]:
+    """Say in words that the disk is full, whoever found out.
+
+    Raises:
+        StageError: it is.
+    """
     try:
         yield
     except FtsuiteError:

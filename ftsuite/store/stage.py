@@ -78,6 +78,11 @@ class Stage(Generic[T_co]):
     """Type of the record."""
     RESUMABLE: ClassVar[bool] = False
     """Whether the function can go on in a folder that a killed run left behind."""
+    MANY: ClassVar[str] = ""
+    """'module:function' that computes several stages of equal `together` at once:
+
+    (stages, folders, output folder by key, events by key) → an iterator of (key, record or error).
+    Each result is stored under its own key as soon as it comes."""
     CHECK: ClassVar[str] = ""
     """'module:function' (stage, folders) that refuses what cannot work, before work begins."""
 
@@ -93,6 +98,11 @@ class Stage(Generic[T_co]):
     def stage(self) -> str:
         """Kind of the stage."""
         return self.NAME
+
+    @property
+    def together(self) -> str:
+        """Equal for stages that may be computed at once."""
+        return ""
 
     @property
     def inputs(self) -> dict[str, Any]:

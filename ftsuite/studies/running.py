@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from ftsuite import devices, jsonfile, progress
 from ftsuite.errors import FtsuiteError
-from ftsuite.executors import inline, local
+from ftsuite.executors import local
+from ftsuite.executors.inline import Inline
 from ftsuite.executors.schedule import Outcome, Schedule, Task
 from ftsuite.store.computing import lookup
 from ftsuite.studies import cells as records
@@ -16,10 +17,9 @@ from ftsuite.training import fidelity
 from ftsuite.worker import error_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
-    from ftsuite.config import RunConfig
     from ftsuite.events import Event, Listener, Source
     from ftsuite.records import RunRecord
     from ftsuite.stages import CheckMerge
@@ -54,10 +54,13 @@ def run(cells: Sequence[Cell], root: Path, listen: Listener) -> list[str]:
     path = study.folder(root, cells[0].study) / "graph.json"
     jsonfile.write(path, graph.for_watchers(cells[0].study, ready))
     tasks = graph.missing(ready, root)
+    config = cells[0].config
     with _Study(planned, tasks, root) as running:
-        running.refuse()
-        for outcome in running.compute(listen):
-            running.settle(outcome)
+        if config.executor.name == "inline":
+            running.go(Inline(root), listen)
+        else:
+            with local.workers(root, config.executor, config.backend, len(tasks)) as workers:
+                running.go(workers, listen)
         return running.statuses()
 
 
@@ -68,9 +71,8 @@ class _Study:
         self, planned: Sequence[Planned | Unplanned], tasks: Sequence[Task], root: Path
     ) -> None:
         self._planned = {one.cell.entry.run_id: one for one in planned}
-        self._config: RunConfig = planned[0].cell.config
         self._tasks, self._root = tasks, root
-        self._schedule = Schedule.of(tasks)
+        self._schedule = Schedule(tasks)
         self._left: dict[str, set[str]] = {run_id: set() for run_id in self._planned}
         for task in tasks:
             for run_id in task.run_ids:
@@ -91,15 +93,26 @@ class _Study:
         """Each cell's status, in order."""
         return [self._records[run_id].status for run_id in self._planned]
 
-    def refuse(self) -> None:
+    def go(self, executor: Inline | local.Workers, listen: Listener) -> None:
+        """Compute what is missing, and leave a record of each cell."""
+        self._refuse(executor)
+
+        def told(source: Source, event: Event) -> None:
+            if event["kind"] == "state" and event["state"] == "started":
+                self._begin(source)
+            listen(source, event)
+
+        for outcome in executor.run(self._schedule, told):
+            self._settle(outcome)
+
+    def _refuse(self, executor: Inline | local.Workers) -> None:
         """Give up the cells that cannot work, before anything is computed; settle what is there."""
         for run_id, one in self._planned.items():
             if isinstance(one, graph.Unplanned):
                 self._fail(run_id, PREPARATION, error_of(one.error))
             else:
                 self._say_stored(run_id, one)
-        to_check = [task for task in self._tasks if task.stage.CHECK]
-        for outcome in self._checked(to_check):
+        for outcome in executor.check([task for task in self._tasks if task.stage.CHECK]):
             if outcome.error is not None:
                 for run_id in outcome.task.run_ids:
                     self._fail(run_id, PREPARATION, outcome.error)
@@ -107,21 +120,7 @@ class _Study:
             if not left and run_id not in self._records:
                 self._complete(run_id)
 
-    def compute(self, listen: Listener) -> Iterator[Outcome]:
-        """Compute what is missing."""
-
-        def told(source: Source, event: Event) -> None:
-            if event["kind"] == "state" and event["state"] == "started":
-                self._begin(source)
-            listen(source, event)
-
-        if self._config.executor.name == "inline":
-            yield from inline.run(self._schedule, self._root, told)
-        elif self._schedule.waiting:
-            config = self._config
-            yield from local.run(self._schedule, self._root, config.executor, config.backend, told)
-
-    def settle(self, outcome: Outcome) -> None:
+    def _settle(self, outcome: Outcome) -> None:
         """Take note of a stage that has ended, and of the cells that end with it."""
         task = outcome.task
         if outcome.error is not None:
@@ -141,11 +140,6 @@ class _Study:
                 self._judge(run_id, one, task)
             if not self._left[run_id] and run_id not in self._records:
                 self._complete(run_id)
-
-    def _checked(self, tasks: Sequence[Task]) -> Iterator[Outcome]:
-        if self._config.executor.name == "inline":
-            return inline.check(tasks, self._root)
-        return local.check(tasks, self._root, self._config.backend, lambda *_: None)
 
     def _judge(self, run_id: str, one: Planned, task: Task) -> None:
         """Fail a cell whose merged model is not its adapter, before it is scored."""

@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 import sys
-from contextlib import contextmanager
+import uuid
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
-
-from filelock import FileLock, Timeout
 
 from ftsuite import jsonfile
 from ftsuite.config import RunConfig, identity
 from ftsuite.errors import StoreError, one_line
 from ftsuite.jsonfile import digest
 from ftsuite.records import CellEntry, RunRecord, StudyManifest
-from ftsuite.store.entries import holding
+from ftsuite.store import leases
 
+NO_RUNS = ("study.json", "graph.json")
+"""Files of a study's folder that are no run's record."""
 UNNAMED = "single"
 """Study of runs that are no sweep and have no name."""
-READER_SECONDS = 0.2
-"""How long a claim waits before it says that it does: a reader's look at a lock is shorter."""
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
+
+    from ftsuite.store.leases import Holder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,76 +94,94 @@ def cells_of(manifest: StudyManifest, configs: Sequence[RunConfig]) -> list[Cell
 
 @contextmanager
 def claimed(path: Path) -> Iterator[None]:
-    """Hold the run's lock: while it is held, a record 'running' means what it says."""
-    with _alone(path.with_suffix(".lock"), f"{path.stem}: another process is running this cell"):
+    """Hold the run's lease: while it is held, a record 'running' means what it says."""
+    with _alone(path, f"{path.stem}: another process is running this cell"):
         yield
 
 
 @contextmanager
 def claimed_if_free(path: Path) -> Iterator[bool]:
-    """Hold the run's lock if nobody does; the value says whether it was free."""
-    with holding(path.with_suffix(".lock")) as was_free:
-        yield was_free
+    """Hold the run's lease if nobody does; the value says whether it was free."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lease = leases.acquire(path)
+    try:
+        yield lease is not None
+    finally:
+        if lease is not None:
+            lease.release()
 
 
 @contextmanager
 def finishing(root: Path, study: str) -> Iterator[None]:
-    """Hold the study's lock: only one process at a time writes its report and tracks its runs."""
-    lock = folder(root, study) / "finish.lock"
-    with _alone(lock, f"{study}: another process is writing the report"):
+    """Hold the study's lease: only one process at a time writes its report and tracks its runs."""
+    with _alone(folder(root, study) / "finish", f"{study}: another process is writing the report"):
         yield
 
 
 @contextmanager
+def command(root: Path, manifest: StudyManifest) -> Iterator[StudyManifest]:
+    """Make a command known while it runs; the study's cells are those of all that run now.
+
+    Commands that have ended before leave their runs in the store, but not in the manifest.
+
+    Args:
+        root: the store.
+        manifest: the command's own cells.
+    """
+    mine = folder(root, manifest.study) / "commands" / f"{uuid.uuid4().hex}.json"
+    with _alone(mine, ""):
+        jsonfile.write(mine, manifest)
+        try:
+            with _alone(folder(root, manifest.study) / "study.json", "study.json is being written"):
+                whole = _union(_running(mine.parent))
+                write_manifest(root, whole)
+            yield whole
+        finally:
+            mine.unlink()
+
+
+def _running(commands: Path) -> list[StudyManifest]:
+    """Manifests of the commands that run now, the oldest first; those of ended ones are removed."""
+    found = []
+    for path in commands.glob("*.json"):
+        if holder := leases.holder(path):
+            found.append((holder.started, path.name, jsonfile.read(StudyManifest, path)))
+        elif lease := leases.acquire(path):
+            # It was killed.
+            path.unlink(missing_ok=True)
+            lease.release()
+    return [manifest for _, _, manifest in sorted(found, key=lambda one: one[:2])]
+
+
+def _union(manifests: list[StudyManifest]) -> StudyManifest:
+    cells = {cell.run_id: cell for manifest in manifests for cell in manifest.cells}
+    lines = dict.fromkeys(manifest.command for manifest in manifests)
+    return replace(manifests[0], command=" & ".join(lines), cells=tuple(cells.values()))
+
+
+@contextmanager
 def _alone(path: Path, who: str) -> Iterator[None]:
-    lock = FileLock(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # A reader holds it for an instant, which is not worth a word.
-        lock.acquire(timeout=READER_SECONDS, poll_interval=0.02)
-    except Timeout:
-        print(f"{who}; waiting", flush=True)
-        lock.acquire()
-    except OSError as error:
-        raise StoreError(f"{path}: cannot be locked ({error.strerror}); mend that") from error
-    try:
+    def tell(holder: Holder) -> None:
+        print(f"{who} ({holder.host}, process {holder.pid}); waiting", flush=True)
+
+    with ExitStack() as stack:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(leases.held(path, tell))
+        except OSError as error:
+            reason = f"cannot be locked ({error.strerror}); mend that"
+            raise StoreError(f"{path}: {reason}") from error
         yield
-    finally:
-        lock.release()
 
 
 def read_run(path: Path) -> RunRecord:
-    """Read a run's record; one that says 'running' while nobody holds its lock is 'interrupted'."""
+    """Read a run's record; where it says 'running' and nobody holds its lease: 'interrupted'."""
     record = jsonfile.read(RunRecord, path)
-    if record.status != "running" or _is_held(path.with_suffix(".lock")):
+    if record.status != "running" or leases.holder(path) is not None:
         return record
-    # It may have ended between the reading and the look at the lock.
+    # It may have ended between the reading and the look at the lease.
     record = jsonfile.read(RunRecord, path)
     return replace(record, status="interrupted") if record.status == "running" else record
-
-
-def settled_run(path: Path) -> RunRecord:
-    """Read a run's record once nobody runs it any more, so that it never says 'running'."""
-    if jsonfile.read(RunRecord, path).status == "running":
-        with claimed(path):
-            pass
-    return read_run(path)
-
-
-def _is_held(lock: Path) -> bool:
-    """Whether a process holds `lock`; writes nothing, so that a store can be read-only."""
-    try:
-        handle = os.open(lock, os.O_RDONLY)
-    except OSError:
-        return False
-    try:
-        # Shared: readers are in nobody's way but a claim's, and there for an instant.
-        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(handle)
-    return False
 
 
 def all_runs(
@@ -186,7 +203,7 @@ def all_runs(
             order = {cell.run_id: place for place, cell in enumerate(manifest.cells)}
         except StoreError as error:
             tell(error)
-        paths = [p for p in manifest_path.parent.glob("*.json") if p.name != "study.json"]
+        paths = [p for p in manifest_path.parent.glob("*.json") if p.name not in NO_RUNS]
         # Runs of earlier commands follow those of the latest.
         paths.sort(key=lambda p: (order.get(p.stem, len(order)), p.stem))
         for path in paths:

@@ -163,15 +163,23 @@ def run(sweep: Sweep) -> None:
     # `plan` and `preview` need neither reports nor trackers, nor what computes.
     from ftsuite.studies import running
     from ftsuite.studies.finish import finish, require_a_way_to_finish
+    from ftsuite.tracking.live import live
 
     require_a_way_to_finish(sweep.configs[0])
     _tell_left_out(root, sweep.manifest)
     for line in said_of_evals(sweep):
         print(line)
-    study.write_manifest(root, sweep.manifest)
     cells = study.cells_of(sweep.manifest, sweep.configs)
-    statuses = running.run(cells, root, _plain_lines)
-    finish(sweep.configs[0], sweep.manifest, root)
+    configs = {cell.entry.run_id: cell.config for cell in cells}
+    with study.command(root, sweep.manifest):
+        with live(sweep.configs[0].tracking, sweep.manifest, configs, root) as track:
+
+            def listen(source: Source, event: Event) -> None:
+                _plain_lines(source, event)
+                track(source, event)
+
+            statuses = running.run(cells, root, listen)
+        finish(sweep.configs[0], sweep.manifest, root)
     if failed := statuses.count("failed"):
         # Their records are complete, or `finish` had raised.
         raise CellsFailed(

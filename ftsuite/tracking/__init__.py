@@ -1,12 +1,18 @@
-"""Experiment tracking from finished records: W&B, TensorBoard or nothing.
+"""Experiment tracking: W&B, TensorBoard or nothing.
 
-A tracker reads records after the sweep, in the main process: cells cannot race each other, and a
-killed command goes on with the cells that are left. A marker file a cell remembers what was
-tracked, so that a second identical command imports no tracker at all.
+While cells train, `live.live` writes their curves from the events of the workers. At the end of the
+study `track` writes each finished cell once more, whole, from its record: whatever was killed, lost
+or told twice before, one right run a cell is left. Both run in the command's process, so cells
+cannot race each other. A marker file a cell remembers what was tracked, so that a second identical
+command imports no tracker at all.
 
 ```
 __init__.py         which cells to track; the markers
-values.py           a record as names and numbers, and as tables
+live.py             curves while cells train
+cells.py            what trackers are given: cells, their axes, results
+curve.py            events of a training, and its record, as points
+values.py           a record as names and numbers
+tables.py           a record as tables
 to_wandb.py         Weights & Biases, offline unless told otherwise
 to_tensorboard.py   TensorBoard event files
 ```
@@ -18,13 +24,15 @@ import hashlib
 import importlib
 import json
 import re
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Any, cast
 
+from ftsuite.analysis.ranking import adjusted_p_values, is_scored
 from ftsuite.choices import Tracker
 from ftsuite.errors import ConfigError, redact, redacted
 from ftsuite.jsonfile import dumps, from_json, to_json, write_text
 from ftsuite.records import RunRecord
+from ftsuite.tracking.cells import Result, Study, Tracked, axes
+from ftsuite.tracking.curve import from_record
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,6 +40,7 @@ if TYPE_CHECKING:
 
     from ftsuite.config import TrackingConfig
     from ftsuite.records import StudyManifest
+    from ftsuite.tracking.cells import CellTracker, Scalar
 
 MODES = ("offline", "online", "disabled")
 _TRACKERS = {
@@ -41,36 +50,6 @@ _TRACKERS = {
 _FINISHED = ("complete", "failed")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Study:
-    """What a tracker needs besides the records."""
-
-    config: TrackingConfig
-    name: str
-    command: str
-    """The command that reproduces the study, without secrets."""
-    report: Path
-    """Folder of the rendered report; need not exist."""
-    folder: Path
-    """Where trackers write: `<store>/tracking`."""
-
-
-class CellTracker(Protocol):
-    """Where cells are tracked."""
-
-    def __init__(self, study: Study) -> None: ...
-
-    @staticmethod
-    def check(config: TrackingConfig) -> None:
-        """Raise BackendUnavailable, with a remedy, where this tracker cannot work."""
-
-    def log(self, record: RunRecord) -> None:
-        """Write one cell; what was there of the same cell is replaced."""
-
-    def lines(self, cells: int) -> list[str]:
-        """Say where the `cells` cells just tracked lie, one line a fact."""
-
-
 def check(config: TrackingConfig) -> None:
     """Find out before a sweep whether its tracking can work.
 
@@ -78,8 +57,8 @@ def check(config: TrackingConfig) -> None:
         ConfigError: an unknown mode.
         BackendUnavailable: the tracker's package or, in online mode, its key is missing.
     """
-    if _is_on(config):
-        _tracker(config).check(config)
+    if is_on(config):
+        tracker_type(config).check(config)
 
 
 def track(
@@ -105,20 +84,21 @@ def track(
         ConfigError: an unknown mode.
         BackendUnavailable: the tracker's package, key or server is missing.
     """
-    if not _is_on(config):
+    if not is_on(config):
         return []
-    folder = root / "tracking"
-    target, pending = _target(config), []
+    folder, target, pending = root / "tracking", _target(config), []
+    adjusted = _adjusted(records)
+    places = axes(manifest, {record.run_id: record.config for record in records})
     for record in records:
-        marker = folder / safe_name(manifest.study) / f"{safe_name(record.run_id)}.json"
-        content = _content(record)
-        if record.status in _FINISHED and _read_marker(marker).get(target) != content:
-            pending.append((record, marker, content))
+        path = _marker(folder, manifest.study, record.run_id)
+        beside = places[record.run_id], adjusted.get(record.run_id, {})
+        content = _content(record, *beside)
+        if record.status in _FINISHED and _read_marker(path).get(target) != content:
+            pending.append((record, beside, path, content))
     if not pending:
         return []
-    tracker_type = _tracker(config)
-    tracker_type.check(config)
-    tracker = tracker_type(
+    tracker_type(config).check(config)
+    tracker = tracker_type(config)(
         Study(
             config=config,
             name=manifest.study,
@@ -127,10 +107,18 @@ def track(
             folder=folder,
         )
     )
-    for record, marker, content in pending:
-        tracker.log(_without_secrets(record))
-        write_text(marker, dumps({**_read_marker(marker), target: content}))
+    for record, beside, path, content in pending:
+        tracker.log(_result(record, *beside, root))
+        write_text(path, dumps({**_read_marker(path), target: content}))
     return tracker.lines(len(pending))
+
+
+def forget(config: TrackingConfig, manifest: StudyManifest, run_id: str, root: Path) -> None:
+    """Let `track` write a cell again, because its run is about to be replaced by a live one."""
+    path = _marker(root / "tracking", manifest.study, run_id)
+    known = _read_marker(path)
+    if known.pop(_target(config), None) is not None:
+        write_text(path, dumps(known))
 
 
 def safe_name(text: str, *, longest: int = 100, also: str = "=,+") -> str:
@@ -148,7 +136,12 @@ def safe_name(text: str, *, longest: int = 100, also: str = "=,+") -> str:
     return f"{name[: longest - 9] or 'x'}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
-def _is_on(config: TrackingConfig) -> bool:
+def is_on(config: TrackingConfig) -> bool:
+    """Say whether anything is tracked.
+
+    Raises:
+        ConfigError: an unknown mode.
+    """
     if config.mode not in MODES:
         raise ConfigError("tracking.mode", config.mode, f"choose one of {', '.join(MODES)}")
     if config.kind == Tracker.wandb:
@@ -156,7 +149,8 @@ def _is_on(config: TrackingConfig) -> bool:
     return config.kind != Tracker.none
 
 
-def _tracker(config: TrackingConfig) -> type[CellTracker]:
+def tracker_type(config: TrackingConfig) -> type[CellTracker]:
+    """Import the tracker that was chosen."""
     module, _, name = _TRACKERS[config.kind].partition(":")
     return cast("type[CellTracker]", getattr(importlib.import_module(module), name))
 
@@ -168,8 +162,37 @@ def _target(config: TrackingConfig) -> str:
     return str(config.kind)
 
 
-def _content(record: RunRecord) -> str:
-    """Sha256 over what a tracker shows of a record, without what differs between equal runs."""
+def _adjusted(records: Sequence[RunRecord]) -> dict[str, dict[str, float]]:
+    """Return run id → metric → Holm p-value, as the report has them."""
+    scored = [record for record in records if is_scored(record)]
+    if not scored:
+        return {}
+    adjusted: dict[str, dict[str, float]] = {}
+    rank_by = scored[0].config["evals"]["rank_by"]
+    for (run_id, metric), p_value in adjusted_p_values(scored, rank_by).items():
+        adjusted.setdefault(run_id, {})[metric] = p_value
+    return adjusted
+
+
+def _result(
+    record: RunRecord, axes: dict[str, Scalar], adjusted: dict[str, float], root: Path
+) -> Result:
+    """Return a finished cell as trackers may see it: every text redacted, no machine paths."""
+    plain = redacted(to_json(record))
+    plain["config"] = public_config(plain["config"])
+    clean = from_json(RunRecord, plain, where=record.run_id)
+    return Result(
+        cell=Tracked(
+            run_id=clean.run_id, label=clean.label, config=clean.config, axes=redacted(axes)
+        ),
+        record=clean,
+        adjusted=adjusted,
+        points=from_record(record, root),
+    )
+
+
+def _content(record: RunRecord, axes: dict[str, Scalar], adjusted: dict[str, float]) -> str:
+    """Sha256 over what a tracker shows of a cell, without what differs between equal runs."""
     plain = to_json(record)
     for stage in plain["stages"]:
         del stage["reused"]
@@ -177,7 +200,12 @@ def _content(record: RunRecord) -> str:
         del plain["provenance"][name]
     for name in ("store", "tracking"):
         plain["config"].pop(name, None)
-    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+    shown = json.dumps([plain, axes, adjusted], sort_keys=True)
+    return hashlib.sha256(shown.encode()).hexdigest()
+
+
+def _marker(folder: Path, study: str, run_id: str) -> Path:
+    return folder / safe_name(study) / f"{safe_name(run_id)}.json"
 
 
 def _read_marker(marker: Path) -> dict[str, str]:
@@ -189,9 +217,6 @@ def _read_marker(marker: Path) -> dict[str, str]:
     return plain if isinstance(plain, dict) else {}
 
 
-def _without_secrets(record: RunRecord) -> RunRecord:
-    """Return `record` as trackers may see it: every text redacted, no section of machine paths."""
-    plain = redacted(to_json(record))
-    for name in ("store", "tracking"):
-        plain["config"].pop(name, None)
-    return from_json(RunRecord, plain, where=record.run_id)
+def public_config(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a cell's configuration as trackers may see it: no secrets, no paths of the machine."""
+    return {k: redacted(v) for k, v in config.items() if k not in ("store", "tracking")}

@@ -9,17 +9,18 @@ import os
 import shlex
 import shutil
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ftsuite.errors import BackendUnavailable
-from ftsuite.tracking import safe_name, values
+from ftsuite.tracking import safe_name, tables, values
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from ftsuite.config import TrackingConfig
-    from ftsuite.records import RunRecord
-    from ftsuite.tracking import Study
+    from ftsuite.tracking.cells import Result, Study, Tracked
+    from ftsuite.tracking.curve import Point
 
 _REMEDY = "tracking=tensorboard needs the package tensorboard: `pip install 'ftsuite[tensorboard]'`"
 
@@ -35,56 +36,121 @@ class TensorBoardTracker:
         """Raise BackendUnavailable without tensorboard."""
         _import_protos()
 
-    def log(self, record: RunRecord) -> None:
+    def open(self, cell: Tracked) -> LiveEvents:
+        """Begin the event file of a cell that trains; an earlier content of it goes."""
+        return LiveEvents(self._next_file(cell), cell)
+
+    def log(self, result: Result) -> None:
         """Write one cell; an earlier content of it goes, also under another label."""
-        run_id = safe_name(record.run_id)
+        path = self._next_file(result.cell)
+        partial = path.with_name(f".{path.name}")  # TensorBoard must not see half a file
+        with partial.open("wb") as file:
+            _write_result(_Writer(file), result)
+        os.replace(partial, path)
+
+    def _next_file(self, cell: Tracked) -> Path:
+        """Name the next event file of the cell's run, and empty those before it.
+
+        A TensorBoard that is open goes on from the end of one file to the next by name; a file that
+        is gone would stop it there.
+        """
+        run_id = safe_name(cell.run_id)
         # The id keeps cells apart that a study had under one label at different times.
-        folder = self.folder / f"{safe_name((record.label or 'cell').replace(' ', '_'))}.{run_id}"
+        folder = self.folder / f"{safe_name((cell.label or 'cell').replace(' ', '_'))}.{run_id}"
+        folder.mkdir(parents=True, exist_ok=True)
         for old in self.folder.glob(f"*.{glob.escape(run_id)}"):
-            shutil.rmtree(old)
-        folder.mkdir(parents=True)
-        _write_events(folder / f"events.out.tfevents.{int(time.time()):010d}.ftsuite", record)
+            if old != folder:
+                shutil.rmtree(old)
+        number = int(time.time())
+        for path in sorted(folder.glob("events.out.tfevents.*")):
+            number = max(number, int(path.name.split(".")[3]) + 1)
+            if path.stat().st_size:
+                os.truncate(path, 0)
+            else:
+                path.unlink()
+        return folder / f"events.out.tfevents.{number:010d}.ftsuite"
 
     def lines(self, cells: int) -> list[str]:
         """Say where the runs are, and how to look at them."""
         noun = "run" if cells == 1 else "runs"
-        return [
-            f"TensorBoard: {cells} {noun}; look with "
-            f"`tensorboard --logdir {shlex.quote(str(self.folder))}`"
-        ]
+        return [f"TensorBoard: {cells} {noun}; {self._look()}"]
+
+    def live_lines(self) -> list[str]:
+        """Say how to look at the curves while cells train."""
+        return [f"TensorBoard: curves are written while cells train; {self._look()}"]
+
+    def stop(self) -> None:
+        """Nothing is left open: what was logged is on the disk."""
+
+    def _look(self) -> str:
+        return f"look with `tensorboard --logdir {shlex.quote(str(self.folder))}`"
 
 
-def _write_events(path: Path, record: RunRecord) -> None:
-    protos = _import_protos()
-    partial = path.parent / f".{path.name}"  # TensorBoard must not see half a file
-    with partial.open("wb") as file:
-        writer = protos["RecordWriter"](file)
+class LiveEvents:
+    """The event file of a cell that trains; what is logged is on the disk at once."""
 
-        def add(step: int, summary: Any) -> None:
-            event = protos["Event"](wall_time=time.time(), step=step, summary=summary)
-            writer.write(event.SerializeToString())
+    def __init__(self, path: Path, cell: Tracked) -> None:
+        self._file = path.open("wb")
+        self._writer = _Writer(self._file)
+        _write_cell(self._writer, cell)
 
-        header = protos["Event"](wall_time=time.time(), file_version="brain.Event:2")
-        writer.write(header.SerializeToString())
-        if choices := _hyperparameters(record):
-            # Twice the same id is twice the same session to the HParams page.
-            add(0, protos["hparams_pb"](choices, trial_id=record.run_id))
-        for name, text in _markdown(record).items():
-            add(0, protos["text_pb"](name, text))
-        for step, point in [
-            *values.curve(record),
-            (values.last_step(record), values.numbers(record)),
-        ]:
-            for name, value in point.items():
-                scalar = protos["Summary"].Value(tag=name, simple_value=value)
-                add(step, protos["Summary"](value=[scalar]))
-    os.replace(partial, path)
+    def log(self, point: Point) -> None:
+        """Add the values of one step."""
+        self._writer.scalars(point.step, point.values, point.time)
+        self._file.flush()
+
+    def close(self, *, failed: bool) -> None:
+        """End the file; TensorBoard knows no failed runs."""
+        self._file.close()
+
+
+class _Writer:
+    """Events, one after the other."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._protos = _import_protos()
+        self._records = self._protos["RecordWriter"](file)
+        self._write(0, file_version="brain.Event:2")
+        # A TensorBoard that still shows an earlier file of this run drops what it read there.
+        log = self._protos["SessionLog"]
+        self._write(0, session_log=log(status=log.START))
+
+    def summary(self, name: str, *arguments: Any, **more: Any) -> None:
+        """Write what one of TensorBoard's functions makes."""
+        self._write(0, summary=self._protos[name](*arguments, **more))
+
+    def scalars(self, step: int, point: Mapping[str, float], at: float | None = None) -> None:
+        """Write the values of one step; `at` is their time, by default now."""
+        kind = self._protos["Summary"]
+        for name, value in point.items():
+            summary = kind(value=[kind.Value(tag=name, simple_value=value)])
+            self._write(step, at, summary=summary)
+
+    def _write(self, step: int, at: float | None = None, **what: Any) -> None:
+        event = self._protos["Event"](wall_time=at or time.time(), step=step, **what)
+        self._records.write(event.SerializeToString())
+
+
+def _write_cell(writer: _Writer, cell: Tracked) -> None:
+    if cell.axes:
+        # Twice the same id is twice the same session to the HParams page.
+        writer.summary("hparams_pb", cell.axes, trial_id=cell.run_id)
+
+
+def _write_result(writer: _Writer, result: Result) -> None:
+    _write_cell(writer, result.cell)
+    for name, text in _markdown(result).items():
+        writer.summary("text_pb", name, text)
+    for point in result.points:
+        writer.scalars(point.step, point.values, point.time)
+    record = result.record
+    writer.scalars(values.last_step(record), values.numbers(record, result.adjusted))
 
 
 def _import_protos() -> dict[str, Any]:
     """Return the parts of tensorboard that write; none of them imports TensorFlow or torch."""
     try:
-        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
         from tensorboard.compat.proto.summary_pb2 import Summary
         from tensorboard.plugins.hparams.summary_v2 import hparams_pb
         from tensorboard.plugins.text.summary import text_pb
@@ -94,41 +160,31 @@ def _import_protos() -> dict[str, Any]:
     return {
         "Event": Event,
         "RecordWriter": RecordWriter,
+        "SessionLog": SessionLog,
         "Summary": Summary,
         "hparams_pb": hparams_pb,
         "text_pb": text_pb,
     }
 
 
-def _hyperparameters(record: RunRecord) -> dict[str, str | float | bool]:
-    """Return the overrides that set the cell apart, as TensorBoard's HParams page takes them."""
-    chosen: dict[str, str | float | bool] = {}
-    for override in record.overrides:
-        name, _, text = override.lstrip("+").partition("=")
-        try:
-            value = json.loads(text.lower() if text in ("True", "False") else text)
-        except ValueError:
-            value = text
-        chosen[name] = value if isinstance(value, (bool, int, float)) else text
-    return chosen
-
-
-def _markdown(record: RunRecord) -> dict[str, str]:
+def _markdown(result: Result) -> dict[str, str]:
     """Return the texts of a cell by tag, in Markdown."""
+    record = result.record
     facts = [(name, text) for name, text in values.texts(record).items()]
     shown = {
-        "facts": _table(values.Table(columns=("fact", "value"), rows=tuple(facts))),
+        "facts": _table(tables.Table(columns=("fact", "value"), rows=tuple(facts))),
         "config": f"```json\n{json.dumps(record.config, indent=1, ensure_ascii=False)}\n```",
     }
-    return shown | {name: _table(table) for name, table in values.tables(record).items()}
+    found = tables.tables(record, result.adjusted)
+    return shown | {name: _table(table) for name, table in found.items()}
 
 
-def _table(table: values.Table) -> str:
+def _table(table: tables.Table) -> str:
     rows = [table.columns, ("---",) * len(table.columns), *table.rows]
     return "\n".join(f"| {' | '.join(_cell(cell) for cell in row)} |" for row in rows)
 
 
-def _cell(value: values.Cell) -> str:
+def _cell(value: tables.Cell) -> str:
     if value is None:
         return ""
     if isinstance(value, bool):

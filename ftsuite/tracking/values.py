@@ -1,58 +1,39 @@
-"""A run record as trackers show it: names with numbers or texts, a curve, and tables.
+"""A run record as trackers show it: names with numbers or texts (tables.py has its tables).
 
 Names are paths: `tuned/<task>/<metric>`. Units: seconds, bytes, nats a token, or the metric's own.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ftsuite.analysis.compare import corpus_value, find_comparison
 
 if TYPE_CHECKING:
-    from ftsuite.records import Comparison, ProbeAnswer, ProbeReport, ProbeResult, RunRecord
+    from collections.abc import Mapping
 
-Cell = str | float | int | bool | None
-_COMPARISON_COLUMNS = (
-    "task",
-    "metric",
-    "higher_is_better",
-    "n",
-    "base",
-    "tuned",
-    "difference",
-    "low",
-    "high",
-    "p_value",
-    "minimum_detectable",
-    "method",
-    "refused",
-)
-_DOCUMENT_COLUMNS = ("member", "number", "group", "question", "expected", "base", "tuned")
+    from ftsuite.records import Comparison, ProbeReport, ProbeResult, RunRecord
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Table:
-    """Rows under named columns."""
+def numbers(record: RunRecord, adjusted: Mapping[str, float]) -> dict[str, float]:
+    """Return every number of a cell by name; what a cell does not have is left out.
 
-    columns: tuple[str, ...]
-    rows: tuple[tuple[Cell, ...], ...]
-
-
-def numbers(record: RunRecord) -> dict[str, float]:
-    """Return every number of a cell by name; what a cell does not have is left out."""
+    Args:
+        record: the cell.
+        adjusted: metric → p-value after the correction for all comparisons of the study.
+    """
     named: dict[str, float | None] = {}
     for side, scores in (("base", record.base), ("tuned", record.tuned)):
         for metric in scores.metrics if scores else ():
             if metric.doc_ids:
                 named[f"{side}/{metric.name}"] = corpus_value(metric)
     for comparison in record.comparisons:
-        named |= _delta(comparison)
+        named |= _delta(comparison, adjusted.get(comparison.name))
     if headline := _headline(record):
         # One name for all studies, whatever their headline metric is.
         named |= {f"headline/{side}": getattr(headline, side) for side in ("base", "tuned")}
-        named["headline/delta"] = headline.difference
+        named |= {"headline/delta": headline.difference}
+        named |= {f"headline/delta/{end}": getattr(headline, end) for end in ("low", "high")}
     for side, report in (("base", record.base_probes), ("tuned", record.tuned_probes)):
         named |= _pass_rates(side, report)
     for gate in record.gates:
@@ -77,6 +58,7 @@ def texts(record: RunRecord) -> dict[str, str]:
         "provenance/git_commit": record.provenance.git_commit,
         "provenance/device": record.provenance.device,
         "provenance/dtype": record.provenance.dtype,
+        "provenance/started_at": record.provenance.started_at,
         "provenance/finished_at": record.provenance.finished_at,
     }
     if headline := _headline(record):
@@ -94,154 +76,23 @@ def texts(record: RunRecord) -> dict[str, str]:
     return {name: text for name, text in named.items() if text}
 
 
-def curve(record: RunRecord) -> list[tuple[int, dict[str, float]]]:
-    """Return the training curve as (step, values), by rising step."""
-    points = []
-    for point in sorted(record.train.curve if record.train else (), key=lambda point: point.step):
-        values = {
-            "train/loss": point.loss,
-            "train/eval_loss": point.eval_loss,
-            "train/learning_rate": point.learning_rate,
-            "train/grad_norm": point.grad_norm,
-        }
-        points.append(
-            (point.step, {name: value for name, value in values.items() if value is not None})
-        )
-    return points
-
-
 def last_step(record: RunRecord) -> int:
     """Return the step that scores belong to: the end of training, 0 without one."""
     return record.train.steps if record.train else 0
-
-
-def model_name(record: RunRecord) -> str:
-    """Return the short name of the base model."""
-    name = record.config.get("model", {}).get("name")
-    return str(name or (record.model.id if record.model else ""))
-
-
-def probes_table(record: RunRecord) -> Table:
-    """Return the answers of base and tuned side by side, a row a prompt and system prompt.
-
-    `system` is as in records.ProbeAnswer: empty where the probe has one system prompt.
-    """
-    base, tuned = _answers(record.base_probes), _answers(record.tuned_probes)
-    rows = []
-    for key in dict.fromkeys([*base, *tuned]):
-        before, after = base.get(key), tuned.get(key)
-        rows.append(
-            (
-                *key[:3],
-                before.answer if before else None,
-                after.answer if after else None,
-                before.passed if before else None,
-                after.passed if after else None,
-                key[3],
-            )
-        )
-    columns = ("probe", "prompt", "with_system", "base", "tuned", "base_passed", "tuned_passed")
-    return Table(columns=(*columns, "system"), rows=tuple(rows))
-
-
-def comparisons_table(record: RunRecord) -> Table:
-    """Return the comparisons, a row a metric."""
-    return Table(
-        columns=_COMPARISON_COLUMNS,
-        rows=tuple(
-            tuple(getattr(comparison, name) for name in _COMPARISON_COLUMNS)
-            for comparison in record.comparisons
-        ),
-    )
-
-
-def tables(record: RunRecord) -> dict[str, Table]:
-    """Return the tables of a cell by name; those without rows are left out."""
-    found = {
-        "comparisons": comparisons_table(record),
-        "probes": probes_table(record),
-        "documents": documents_table(record),
-        "labels": labels_table(record),
-        "confusions": confusions_table(record),
-        "groups": groups_table(record),
-    }
-    return {name: table for name, table in found.items() if table.rows}
-
-
-def documents_table(record: RunRecord) -> Table:
-    """Return the documents won and lost that the record lists, a row a document."""
-    rows: list[tuple[Cell, ...]] = []
-    for table in record.documents:
-        listed = {
-            "won": table.won_documents,
-            "lost": table.lost_documents,
-            "example": table.examples,
-        }
-        for result, documents in listed.items():
-            rows += [
-                (
-                    table.task,
-                    result,
-                    *(getattr(one, name) for name in _DOCUMENT_COLUMNS),
-                    table.metric,
-                    one.base_value,
-                    one.tuned_value,
-                )
-                for one in documents
-            ]
-    columns = ("task", "result", *_DOCUMENT_COLUMNS, "metric", "base_value", "tuned_value")
-    return Table(columns=columns, rows=tuple(rows))
-
-
-def labels_table(record: RunRecord) -> Table:
-    """Return how often each right answer of a closed set was answered, a row a label."""
-    columns = ("label", "n", "base_right", "tuned_right", "gained", "lost")
-    return Table(
-        columns=("task", *columns),
-        rows=tuple(
-            (table.task, *(getattr(row, name) for name in columns))
-            for table in record.documents
-            for row in (*table.labels, *table.fields)
-        ),
-    )
-
-
-def confusions_table(record: RunRecord) -> Table:
-    """Return the wrong answers of a closed set, a row a pair of labels."""
-    columns = ("expected", "answered", "base", "tuned")
-    return Table(
-        columns=("task", *columns),
-        rows=tuple(
-            (table.task, *(getattr(row, name) for name in columns))
-            for table in record.documents
-            for row in table.confusions
-        ),
-    )
-
-
-def groups_table(record: RunRecord) -> Table:
-    """Return the metrics by group, a row a group."""
-    return Table(
-        columns=("metric", "group", "n", "base", "tuned", "difference"),
-        rows=tuple(
-            (table.name, row.group, row.n, row.base, row.tuned, row.tuned - row.base)
-            for table in record.groups
-            for row in table.rows
-        ),
-    )
 
 
 def _headline(record: RunRecord) -> Comparison | None:
     return find_comparison(record, record.config.get("evals", {}).get("headline", ""))
 
 
-def _delta(comparison: Comparison) -> dict[str, float | None]:
+def _delta(comparison: Comparison, adjusted: float | None) -> dict[str, float | None]:
     name = f"delta/{comparison.name}"
     return {
         name: comparison.difference,
         f"{name}/low": comparison.low,
         f"{name}/high": comparison.high,
         f"{name}/p": comparison.p_value,
+        f"{name}/p_adjusted": adjusted,
     }
 
 
@@ -286,20 +137,8 @@ def _costs(record: RunRecord) -> dict[str, float | None]:
     trained = [stage.seconds for stage in record.stages if stage.stage == "train"]
     return {
         "cost/train_seconds": sum(trained) if trained else None,
-        "cost/all_stages_seconds": sum(stage.seconds for stage in record.stages),
+        # What the cell took, whenever and by whom its stages were computed.
+        "runtime_seconds": sum(stage.seconds for stage in record.stages),
         "cost/peak_memory_bytes": max(stage.peak_memory_bytes for stage in record.stages),
         "cost/peak_device_bytes": max(stage.peak_device_bytes for stage in record.stages),
     }
-
-
-def _answers(report: ProbeReport | None) -> dict[tuple[str, str, bool, str, int], ProbeAnswer]:
-    """Answers by probe, prompt and system prompt; the number tells repeated prompts apart."""
-    found: dict[tuple[str, str, bool, str, int], ProbeAnswer] = {}
-    for probe in report.probes if report else ():
-        for answer in probe.answers:
-            number = 0
-            place = (probe.name, answer.prompt, answer.with_system, answer.system)
-            while (key := (*place, number)) in found:
-                number += 1
-            found[key] = answer
-    return found

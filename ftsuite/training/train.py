@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import shutil
 from typing import TYPE_CHECKING, Any
@@ -120,11 +121,19 @@ def _trained(
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     # PEFT's default stores whole embedding matrices where a pad token was added.
     model.save_pretrained(out / "adapter", save_embedding_layers=False)
+    _sort_modules(out / "adapter" / "adapter_config.json")
     tokenizer.save_pretrained(out / "adapter")
     shutil.rmtree(out / "checkpoints", ignore_errors=True)
     summary = _summary(trainer, model, sequences, passes, checkpoint, isolated)
     model.unload()
     return summary
+
+
+def _sort_modules(file: Path) -> None:
+    """Write the modules' names in order: PEFT keeps them as a set, in another order each time."""
+    settings = json.loads(file.read_text(encoding="utf-8"))
+    settings["target_modules"] = sorted(settings["target_modules"])
+    file.write_text(json.dumps(settings, indent=2, sort_keys=True), encoding="utf-8")
 
 
 def total_steps(config: TrainConfig, sequences: int) -> int:

@@ -116,6 +116,7 @@ def path_of(root: Path, stage: str, key: str) -> Path:
 
 def to_file(path: Path) -> Callable[[Event], None]:
     """An `emit` that appends to `path`, a line an event, each written at once."""
+    path.parent.mkdir(parents=True, exist_ok=True)
 
     def emit(event: Event) -> None:
         # One write of one line: readers never see half of it, and a kill loses none before.

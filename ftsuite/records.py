@@ -381,7 +381,8 @@ class StageRecord:
     """One stage of one run."""
 
     stage: str
-    """model, data, eval-base, probe-base, train, merge, eval-tuned, probe-tuned."""
+    """data, loss-base, 'eval-base TASK', 'probe-base NAME', train, merge, check, loss-tuned,
+    'eval-tuned TASK' or 'probe-tuned NAME'."""
     key: str
     seconds: float
     """Seconds the computation took, when it was made."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from typing import TYPE_CHECKING, Any
 
 from synthetic import CONDITIONS, make_config, make_record
@@ -149,17 +150,25 @@ def make_answered(**changes: Any) -> RunRecord:
 
 
 def store_answers(root: Path, record: RunRecord) -> RunRecord:
-    """Put the documents into the store; the record names their entries."""
+    """Put the documents into the store, an entry a task; the record names their entries."""
     stages = []
-    for side, name in enumerate(("eval-base", "eval-tuned")):
+    for (side, name), task in itertools.product(enumerate(("eval-base", "eval-tuned")), SEEN):
 
-        def compute(folder: Path, side: int = side) -> Scores:
-            documents.write(folder / documents.FILE, make_documents(side))
-            return make_scores(side)
+        def compute(folder: Path, side: int = side, task: str = task) -> Scores:
+            mine = [document for document in make_documents(side) if document.task == task]
+            documents.write(folder / documents.FILE, mine)
+            scores = make_scores(side)
+            metrics = tuple(metric for metric in scores.metrics if metric.task == task)
+            return dataclasses.replace(scores, metrics=metrics)
 
         spec = store.StageSpec(
-            name="eval", version=1, inputs={"side": side}, record=Scores, compute=compute
+            name="eval",
+            version=1,
+            inputs={"side": side, "task": task},
+            record=Scores,
+            compute=compute,
         )
         entry = store.run_stage(root, spec)
-        stages.append(StageRecord(stage=name, key=entry.key, seconds=1.0, reused=False))
+        stage = StageRecord(stage=f"{name} {task}", key=entry.key, seconds=1.0, reused=False)
+        stages.append(stage)
     return dataclasses.replace(record, stages=tuple(stages))

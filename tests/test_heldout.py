@@ -10,7 +10,7 @@ from typing import Any
 import lm_eval_cli
 import pytest
 import yaml
-from conftest import CPU
+from bystage import scored
 from test_lm_eval_agreement import TEMPLATE
 from tiny import save_tiny_model, tiny_tokenizer
 
@@ -19,7 +19,7 @@ from ftsuite.choices import Answers
 from ftsuite.commands import example
 from ftsuite.config import DataConfig, EvalsConfig, ModelConfig, RunConfig, StoreConfig
 from ftsuite.errors import ConfigError, FtsuiteError
-from ftsuite.scoring import evaluate, heldout, tasks
+from ftsuite.scoring import heldout, tasks
 from ftsuite.studies import suite, sweeper
 
 LABELS = ("anchor", "rope", "lantern", "compass")
@@ -311,7 +311,7 @@ def test_scores_are_those_of_a_hand_written_task_by_lm_evals_command_line(
 ) -> None:
     config = resolved(write_csv(tmp_path / "ship.csv", sailors()), tmp_path / "store")
     config.model, config.evals.batch_size = ModelConfig(id=str(model)), 4
-    ours = evaluate.evaluate(config, CPU, model, tmp_path / "store", "cell", "eval base")
+    ours = scored(config)
     _, folder = heldout.build(config.data, config.evals, tmp_path / "store")
 
     # The same task as a person would write it, over the user's own columns.
@@ -378,7 +378,7 @@ def test_earlier_turns_are_in_the_prompt(model: Path, tmp_path: Path) -> None:
     config = resolved(example_file("chat", tmp_path), tmp_path / "store")
     config.model, config.evals.limit = ModelConfig(id=str(model)), 5
     config.evals.tasks = ["chat_answers"]
-    scores = evaluate.evaluate(config, CPU, model, tmp_path / "store", "cell", "eval base")
+    scores = scored(config)
     found = find_metric(scores, "chat_answers/bits_per_byte")
     assert found is not None and found.weights is not None
     _, folder = heldout.build(config.data, config.evals, tmp_path / "store")
@@ -407,7 +407,7 @@ def test_answers_that_could_not_be_finished_are_refused(model: Path, tmp_path: P
     suite.resolve(config)
     config.model = ModelConfig(id=str(model))
     with pytest.raises(FtsuiteError, match=r"ship_exact.*end after 2; set evals\.max_new_tokens="):
-        evaluate.evaluate(config, CPU, model, tmp_path / "store", "cell", "eval base")
+        scored(config)
 
 
 def test_kinds_are_all_written() -> None:
@@ -424,7 +424,7 @@ def test_a_row_longer_than_the_context_is_left_out_and_counted(model: Path, tmp_
         rows[number]["prompt"] += " and more" * 3000
     config = resolved(write_csv(tmp_path / "ship.csv", rows), tmp_path / "store")
     config.model = ModelConfig(id=str(model))
-    scores = evaluate.evaluate(config, CPU, model, tmp_path / "store", "cell", "eval base")
+    scores = scored(config)
     (choice,) = (m for m in scores.metrics if m.name == "ship_choice/acc")
     lost = scores.left_out["ship_choice"]
     assert lost > 0

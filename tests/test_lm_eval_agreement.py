@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, Any
 import lm_eval_cli
 import pytest
 import yaml
-from conftest import CPU, FACTS
+from bystage import anew, scored
+from conftest import FACTS
 from tiny import save_tiny_model, tiny_tokenizer, write_jsonl
 
 from ftsuite import jsonfile
 from ftsuite.analysis.compare import compare_scores, corpus_value, find_metric, value_interval
 from ftsuite.config import EvalsConfig, ModelConfig, RunConfig
 from ftsuite.records import Scores
-from ftsuite.scoring import evaluate, tasks
+from ftsuite.scoring import tasks
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -247,12 +248,14 @@ def ours(model: Path, theirs: tuple[Path, Any]) -> Scores:
             tasks.LoadedTask(name=names.get(n, n), task=task, facts=FACTS)
             for n, task in found.items()
         ]
-        patch.setattr(evaluate.tasks, "load", lambda *_: loaded)
+        patch.setattr(
+            tasks, "load", lambda evals, *_: [one for one in loaded if [one.name] == evals.tasks]
+        )
         config = RunConfig(
             model=ModelConfig(id=str(model)),
             evals=EvalsConfig(tasks=NAMES, batch_size=4),
         )
-        return evaluate.evaluate(config, CPU, model, folder, "cell", "eval base")
+        return scored(anew(config, folder))
 
 
 EXPECTED = [

@@ -13,7 +13,8 @@ import pytest
 from synthetic import RANK_BY, make_failed, make_many, make_record, make_study, write_study
 
 from ftsuite import cli, devices, jsonfile
-from ftsuite.commands import estimate, plan, power, score_estimate, selection
+from ftsuite.commands import estimate, power, score_estimate, selection
+from ftsuite.commands import planned as planned_cells
 from ftsuite.errors import ConfigError
 from ftsuite.reporting import allcells
 from ftsuite.reporting import study as report_study
@@ -77,17 +78,22 @@ def test_equal_cells_are_looked_into_once(
         "tasks are listed": counted(monkeypatch, suite, "resolve"),
         "rows are cut": counted(monkeypatch, heldout, "_write"),
         "rows are measured": counted(monkeypatch, estimate, "file_size"),
-        "requests are counted": counted(monkeypatch, score_estimate, "score_tokens"),
-        "probes are measured": counted(monkeypatch, estimate, "probe_tokens"),
         "speeds are looked up": counted(monkeypatch, estimate, "speeds"),
-        "the model is looked for": counted(monkeypatch, plan, "cached_base"),
+        "the model is looked for": counted(monkeypatch, planned_cells, "cached_base"),
         "the machine is looked at": counted(monkeypatch, devices, "probe"),
         "metrics are counted": counted(monkeypatch, power, "_metrics"),
     }
     tried = counted(monkeypatch, probefiles, "_try_patterns")
+    scored = counted(monkeypatch, score_estimate, "score_tokens")
     found = planned(capsys, *labels, *GRID)
     assert len({cell["run_id"] for cell in found["cells"]}) == CELLS
     assert {what: len(calls) for what, calls in once.items()} == dict.fromkeys(once, 1)
+    tasks = [
+        stage for stage in found["cells"][0]["stages"] if stage["stage"].startswith("eval-base")
+    ]
+    assert sorted(name for name, *_ in scored) == sorted(
+        stage["stage"].removeprefix("eval-base ") for stage in tasks
+    )
     # Three probes, three times: checked without and with the folder of the held-out rows' tasks,
     # and measured.
     assert len(tried) == 9

@@ -5,14 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from bystage import CPU
 from conftest import FACTS
 
-from ftsuite.config import EvalsConfig, ModelConfig, RunConfig
-from ftsuite.devices import Target
+from ftsuite.config import EvalsConfig, RunConfig
 from ftsuite.errors import ConfigError
+from ftsuite.events import silent
+from ftsuite.recipe import recipe
 from ftsuite.scoring import evaluate, metric_checks, tasks
 from ftsuite.scoring.metric_checks import aggregation_name, check
 from ftsuite.scoring.tasks import LoadedTask
+from ftsuite.stages import BaseModel
 
 CHOICE = {
     "output_type": "multiple_choice",
@@ -124,11 +127,10 @@ def test_nothing_is_loaded_before_the_check(monkeypatch: pytest.MonkeyPatch, tmp
     """The model's folder is empty: the metric must be refused before it is looked at."""
     task = task_of(CHOICE, entry("accuracy"), choices=(2, 2))
     monkeypatch.setattr(tasks, "load", lambda *_: [LoadedTask(name="mine", task=task, facts=FACTS)])
-    config = RunConfig(model=ModelConfig(id=str(tmp_path)), evals=EvalsConfig(tasks=["mine"]))
+    model = BaseModel(source="folder", revision="0", path=str(tmp_path))
+    stages = recipe(RunConfig(evals=EvalsConfig(tasks=["mine"])), CPU, model)
     with pytest.raises(ConfigError, match="metric accuracy"):
-        evaluate.evaluate(
-            config, Target(device="cpu", dtype="float32"), tmp_path, tmp_path, "cell", "eval base"
-        )
+        evaluate.evaluate(stages.base.scores["mine"], {}, tmp_path, silent())
 
 
 def test_names_of_aggregations() -> None:

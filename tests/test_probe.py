@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
+from bystage import anew, probed
 from tiny import tiny_llama, tiny_tokenizer
 
 from ftsuite.choices import Device, Source
@@ -17,15 +20,12 @@ from ftsuite.config import (
     RunConfig,
     TemplateConfig,
 )
-from ftsuite.devices import Target
 from ftsuite.errors import BackendUnavailable, ConfigError, DataError
 from ftsuite.models import sources, templates
 from ftsuite.resources import conf_dir, evals_dir
 from ftsuite.scoring import checks, probe, probefiles
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from ftsuite.records import ProbeReport
 
 SYSTEM = "You are a pirate."
@@ -59,7 +59,8 @@ def ask(model: Path, file: str, *, tokens: int = 5, **probes: Any) -> ProbeRepor
         backend=BackendConfig(device=Device.cpu),
         probes=ProbesConfig(files=[file], max_new_tokens=tokens, **probes),
     )
-    return probe.probe(config, Target(device="cpu", dtype="float32"), model, "cell", "probe base")
+    with tempfile.TemporaryDirectory() as folder:
+        return probed(anew(config, Path(folder)))
 
 
 # Files
@@ -121,9 +122,10 @@ def test_yaml_that_is_not_a_probe_is_refused(tmp_path: Path) -> None:
 
 def test_a_probe_is_known_by_its_content(tmp_path: Path) -> None:
     file = written(tmp_path)
-    before = probefiles.identity(ProbesConfig(files=[file]))
-    assert probefiles.identity(ProbesConfig(files=[written(tmp_path)])) == before
-    assert probefiles.identity(ProbesConfig(files=[written(tmp_path, system="Other")])) != before
+    before = probefiles.named(ProbesConfig(files=[file]))
+    assert probefiles.named(ProbesConfig(files=[written(tmp_path)])) == before
+    (other,) = probefiles.named(ProbesConfig(files=[written(tmp_path, system="Other")]))
+    assert [other.sha256] != [one.sha256 for one in before]
 
 
 # Prompts

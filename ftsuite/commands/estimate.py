@@ -31,7 +31,8 @@ TURN_TOKENS = 6
 GENERATED = 6
 """Scored tokens that take as long as a generated one; measured with SmolLM2-135M on 2 CPU cores."""
 DATA_SECONDS, MERGE_SECONDS, CHECK_SECONDS = 5.0, 10.0, 5.0
-"""Where no earlier run tells: reading and tokenising a small file; merging a small model."""
+"""Where no earlier run tells: reading and tokenising a small file; merging a small model; asking it
+for the log-likelihoods of a few rows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +44,7 @@ class Speeds:
     score: float
     """Tokens a second."""
     seconds: dict[str, float]
-    """Mean seconds of earlier data, merge and probe stages."""
+    """Mean seconds of earlier stages by kind: data, loss, merge, check, and 'probe NAME'."""
     source: str
     """Where the speeds come from, in words."""
 
@@ -62,28 +63,44 @@ def speeds(runs: Iterable[RunRecord], device: str, config: RunConfig) -> Speeds:
         if run.provenance.device == device
         and run.config.get("model", {}).get("id") == config.model.id
     ]
-    probes = to_plain(config.probes)
-    seen: set[str] = set()
-    spent: dict[str, list[tuple[int, float]]] = {}
+    probes = _asked_of_probes(to_plain(config.probes))
+    spent: dict[str, dict[str, float]] = {}
+    trained: dict[str, tuple[int, float]] = {}
+    scored: dict[tuple[str, ...], tuple[int, float]] = {}
     for run in alike:
+        is_other = _asked_of_probes(run.config.get("probes", {})) != probes
         for stage in run.stages:
-            # A shared stage stands in the record of every cell that uses it.
-            kind = stage.stage.partition("-")[0].partition(" ")[0]
-            is_other = kind == "probe" and run.config.get("probes") != probes
-            if stage.key not in seen and stage.seconds > 0 and not is_other:
-                seen.add(stage.key)
-                spent.setdefault(kind, []).append((_tokens_of(run, stage.stage), stage.seconds))
-    train, score = _rate(spent.get("train", [])), _rate(spent.get("eval", []))
+            kind = _kind(stage.stage)
+            if stage.seconds > 0 and not (is_other and kind.startswith("probe")):
+                # A shared stage stands in the record of every cell that uses it.
+                spent.setdefault(kind, {})[stage.key] = stage.seconds
+            # The seconds of a resumed training leave out what went before.
+            if kind == "train" and run.train and not run.train.resumed_from_step:
+                trained[stage.key] = run.train.tokens, stage.seconds
+        for name, scores in (("eval-base", run.base), ("eval-tuned", run.tuned)):
+            mine = [s for s in run.stages if s.stage.partition(" ")[0] == name]
+            if scores and mine:
+                keys = tuple(stage.key for stage in mine)
+                scored[keys] = scores.tokens, sum(stage.seconds for stage in mine)
+    train, score = _rate(trained.values()), _rate(scored.values())
     return Speeds(
         train=train or PUBLISHED_TRAIN,
         score=score or PUBLISHED_SCORE,
-        seconds={
-            kind: sum(seconds for _, seconds in spent[kind]) / len(spent[kind])
-            for kind in ("data", "merge", "probe")
-            if kind in spent
-        },
+        seconds={kind: sum(found.values()) / len(found) for kind, found in spent.items()},
         source=_source(train, score, device),
     )
+
+
+def _kind(stage: str) -> str:
+    """Which earlier stages tell how long one takes: its kind, and of a probe its name too."""
+    kind, _, name = stage.partition(" ")
+    kind = kind.partition("-")[0]
+    return f"{kind} {name}" if kind == "probe" else kind
+
+
+def _asked_of_probes(settings: dict[str, Any]) -> dict[str, Any]:
+    """How probes are asked, whichever they are."""
+    return {name: value for name, value in settings.items() if name != "files"}
 
 
 def _source(train: float | None, score: float | None, device: str) -> str:
@@ -96,16 +113,8 @@ def _source(train: float | None, score: float | None, device: str) -> str:
     return f"{published}; this machine ({device}) may differ"
 
 
-def _tokens_of(run: RunRecord, stage: str) -> int:
-    """Tokens that a stage worked through; 0 where the record does not say."""
-    # The seconds of a resumed training leave out what went before.
-    if stage == "train" and run.train and not run.train.resumed_from_step:
-        return run.train.tokens
-    return 0
-
-
-def _rate(spent: list[tuple[int, float]]) -> float | None:
-    known = [(tokens, seconds) for tokens, seconds in spent if tokens]
+def _rate(spent: Iterable[tuple[int, float]]) -> float | None:
+    known = [(tokens, seconds) for tokens, seconds in spent if tokens and seconds > 0]
     return sum(t for t, _ in known) / sum(s for _, s in known) if known else None
 
 
@@ -121,6 +130,18 @@ def stored_tokens(summary: DataSummary, train: TrainConfig) -> int:
     """Tokens that training goes through, by the stored data stage."""
     split = next(split for split in summary.splits if split.name == "train")
     return round(split.tokens * passes(train, split.sequences))
+
+
+def held_out_tokens(summary: DataSummary, limit: int | None) -> int:
+    """Tokens that one model's held-out loss goes through, by the stored data stage.
+
+    Args:
+        summary: of the data.
+        limit: `data.validation_limit`, rows.
+    """
+    split = next(split for split in summary.splits if split.name == "validation")
+    kept = split.rows if limit is None else min(limit, split.rows)
+    return round(split.tokens * kept / max(1, split.rows))
 
 
 def train_tokens(tokens: float, sequences: int, train: TrainConfig) -> int:

@@ -12,6 +12,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from ftsuite.choices import EvalData
+from ftsuite.config import to_plain
 from ftsuite.models import embedded
 from ftsuite.scoring import tasks
 from ftsuite.scoring.tasks import documents as task_documents
@@ -52,37 +53,51 @@ def documents(name: str, evals: EvalsConfig, root: Path) -> int | None:
 
 
 def score_tokens(
-    config: RunConfig, runs: Iterable[RunRecord], model: Path | None, root: Path
+    name: str, config: RunConfig, runs: Iterable[RunRecord], model: Path | None, root: Path
 ) -> int | None:
-    """Tokens of one model's scoring: as an earlier run counted, else from the documents.
+    """Tokens of one model's scoring of a task: as an earlier run counted, else by the documents.
 
-    None where a task's documents are not on this machine, or functions make its prompts.
+    None where the task's documents are not on this machine, or functions make its prompts.
 
     Args:
+        name: in `evals.tasks`.
         config: the cell's.
         runs: of the store.
         model: folder of the base model, for its tokenizer; None estimates from words.
         root: the store, which may hold the standard suite's documents.
     """
     evals = config.evals
-    settings = {
-        name: getattr(evals, name)
-        for name in ("tasks", "limit", "limits", "num_fewshot", "subset_seed", "batch_size")
-    } | {"source": evals.source.value}
+    wanted = _asked(name, to_plain(evals))
     for run in runs:
-        said = run.config.get("evals", {})
         is_model = run.config.get("model", {}).get("id") == config.model.id
-        if run.base and is_model and all(said.get(key) == settings[key] for key in settings):
-            return run.base.tokens
+        if is_model and _asked(name, run.config.get("evals", {})) == wanted:
+            spent = _spent(name, run)
+            if spent is not None:
+                return spent
     count, top = _counter(model), _standard_data(evals, root)
     total = 0.0
-    for name in evals.tasks:
-        for task in leaves(name, evals):
-            rows = _rows(name, task, top)
-            if rows is None or not prompts.is_light(task):
-                return None
-            total += _task_tokens(name, task, rows, evals, count)
+    for task in leaves(name, evals):
+        rows = _rows(name, task, top)
+        if rows is None or not prompts.is_light(task):
+            return None
+        total += _task_tokens(name, task, rows, evals, count)
     return round(total)
+
+
+def _asked(name: str, evals: dict[str, Any]) -> dict[str, Any]:
+    """What says how many tokens a task takes, of a configuration's evals."""
+    limit = evals.get("limits", {}).get(name, evals.get("limit"))
+    same = ("source", "num_fewshot", "subset_seed", "batch_size")
+    return {"limit": limit, **{key: evals.get(key) for key in same}}
+
+
+def _spent(name: str, run: RunRecord) -> int | None:
+    """A task's share of the tokens that a run counted for all: that of its seconds."""
+    stages = [stage for stage in run.stages if stage.stage.partition(" ")[0] == "eval-base"]
+    mine = sum(stage.seconds for stage in stages if stage.stage.partition(" ")[2] == name)
+    if run.base is None or not mine:
+        return None
+    return round(run.base.tokens * mine / sum(stage.seconds for stage in stages))
 
 
 def _standard_data(evals: EvalsConfig, root: Path) -> Path | None:

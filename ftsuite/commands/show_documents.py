@@ -40,7 +40,7 @@ def show_documents(root: Path, record: RunRecord, options: Namespace) -> int:
         StoreError: the run has no documents, or their file is damaged.
     """
     task = _task(record, options.task)
-    base, tuned = (documents.read(path, [task]) for path in _files(root, record))
+    base, tuned = (documents.read(path, [task]) for path in _files(root, record, task))
     pairs = documents.join(base, tuned)
     headline = record.config.get("evals", {}).get("headline", "")
     by = judge(task, headline, record.comparisons, pairs)
@@ -72,11 +72,11 @@ def _task(record: RunRecord, asked: str | None) -> str:
     return headline if headline in known else known[0]
 
 
-def _files(root: Path, record: RunRecord) -> list[Path]:
+def _files(root: Path, record: RunRecord, task: str) -> list[Path]:
     keys = {stage.stage: stage.key for stage in record.stages}
     return [
-        checked_file(folder_of(root, "eval", keys[stage]), documents.FILE)
-        for stage in ("eval-base", "eval-tuned")
+        checked_file(folder_of(root, "eval", keys[f"{kind} {task}"]), documents.FILE)
+        for kind in ("eval-base", "eval-tuned")
     ]
 
 

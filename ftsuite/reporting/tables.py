@@ -189,13 +189,17 @@ def unfinished(study: Study) -> str:
 
 
 def stages(study: Study) -> str:
-    """Time and memory a stage; a result that several cells share is counted once."""
+    """Time and memory a stage; a result that several cells share is counted once.
+
+    The stages of several tasks or probes stand in one row; `ftsuite show` lists them.
+    """
     seen: dict[str, dict[str, StageRecord]] = {}
-    uses: dict[str, int] = {}
+    uses: dict[str, set[str]] = {}
     for record in study.records:
         for stage in record.stages:
-            seen.setdefault(stage.stage, {}).setdefault(stage.key, stage)
-            uses[stage.stage] = uses.get(stage.stage, 0) + 1
+            kind = stage.stage.partition(" ")[0]
+            seen.setdefault(kind, {}).setdefault(stage.key, stage)
+            uses.setdefault(kind, set()).add(record.run_id)
     rows = []
     for name, by_key in seen.items():
         made = list(by_key.values())
@@ -203,7 +207,7 @@ def stages(study: Study) -> str:
             [
                 name,
                 f"{len(made):,}",
-                f"{uses[name]:,}",
+                f"{len(uses[name]):,}",
                 fmt.seconds(sum(stage.seconds for stage in made)),
                 fmt.seconds(max(stage.seconds for stage in made)),
                 fmt.size(max(stage.peak_memory_bytes for stage in made)),

@@ -20,7 +20,7 @@ from ftsuite.reporting import allcells
 from ftsuite.reporting import study as report_study
 from ftsuite.reporting.report import render
 from ftsuite.scoring import heldout, probefiles
-from ftsuite.scoring.tasks.index import own_tasks
+from ftsuite.scoring.tasks.own_files import own_tasks
 from ftsuite.studies import suite, sweeper
 
 if TYPE_CHECKING:

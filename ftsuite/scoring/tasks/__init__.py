@@ -24,7 +24,8 @@ from ftsuite.scoring.tasks.facts import (
     scored_split,
     task_facts,
 )
-from ftsuite.scoring.tasks.index import leaves, own_tasks, standard_tasks
+from ftsuite.scoring.tasks.index import leaves, standard_tasks
+from ftsuite.scoring.tasks.own_files import own_tasks
 from ftsuite.scoring.tasks.yaml_files import functions, harness_folder
 from ftsuite.store.entries import digest
 

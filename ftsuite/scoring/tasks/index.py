@@ -3,118 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
 import functools
-import os
 import re
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ftsuite.choices import EvalData
 from ftsuite.errors import ConfigError, DataError
 from ftsuite.resources import evals_dir
+from ftsuite.scoring.tasks.own_files import files_in, name_in_text, own_tasks
 from ftsuite.scoring.tasks.schema import GROUP_KEYS
 from ftsuite.scoring.tasks.yaml_files import TaskFile, harness_folder, read_yaml, shown
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Sequence
+    from pathlib import Path
 
     from ftsuite.config import EvalsConfig
 
-    Version = tuple[str, int, int, int]
-    """A file as it is now: path, inode, time of change (ns), bytes."""
-
-NAME_LINE = re.compile(
-    rb"""^["']?(?P<kind>task|group)["']?[ \t]*:[ \t]*["']?(?P<name>[^\s"'#\[\{][^\r\n"'#]*)""",
-    re.MULTILINE,
-)
-"""The name that a YAML gives its task or group, read without parsing it."""
-PYTHON_TASK = re.compile(rb"^[\"']?class[\"']?[ \t]*:", re.MULTILINE)
 INCLUDE = re.compile(
     rb"""^["']?include["']?[ \t]*:(?P<files>.*(?:\r?\n[ \t]*-.*)*)""", re.MULTILINE
 )
-GROUP_LINE = re.compile(rb"^[\"']?group[\"']?[ \t]*:.*$", re.MULTILINE)
-"""A task that is written in Python is no group, whatever group it names."""
-NOT_TASKS = ("held_out", "probes", "standard")
-"""Folders of evals/ that hold no task files."""
-
-
-def own_tasks(path: Sequence[str]) -> Mapping[str, tuple[Path, ...]]:
-    """Names of the tasks and groups in the folders of `evals.path` and in evals/, and their YAML.
-
-    A name means the first folder that has it. A file that cannot be parsed counts under the name
-    that stands in it: only who uses it must hear about it. More than one file of a folder to a name
-    is an error for who uses the name.
-    """
-    return _named(_versions(path))
-
-
-@functools.lru_cache(maxsize=32)
-def _named(versions: tuple[tuple[Version, ...], ...]) -> Mapping[str, tuple[Path, ...]]:
-    """See `own_tasks`; these versions of the files are read once, for a sweep asks often."""
-    found: dict[str, tuple[Path, ...]] = {}
-    for files in _resolved(versions):
-        here: dict[str, tuple[Path, ...]] = {}
-        for file in files:
-            if name := name_in(file):
-                here[name] = (*here.get(name, ()), file)
-        found = here | found
-    return found
-
-
-def _resolved(versions: Iterable[tuple[Version, ...]]) -> list[list[Path]]:
-    return [[Path(file).resolve() for file, *_ in folder] for folder in versions]
-
-
-def _versions(path: Sequence[str]) -> tuple[tuple[Version, ...], ...]:
-    """The YAML files of each folder that is looked into, in the order of their importance."""
-    tops = [str(Path(top)) for top in path]
-    own = [(*_yaml_files(top), *_one_deep(top)) for top in tops]
-    return (*own, tuple(_one_deep(str(evals_dir()))))
-
-
-def _one_deep(top: str) -> list[Version]:
-    folders = [one for one in _scan(top) if one.is_dir() and one.name not in NOT_TASKS]
-    return [file for folder in folders for file in _yaml_files(folder.path)]
-
-
-def _yaml_files(folder: str) -> list[Version]:
-    found = []
-    for one in _scan(folder):
-        if fnmatch.fnmatchcase(one.name, "*.y*ml") and one.is_file():
-            facts = one.stat()
-            found.append((one.path, facts.st_ino, facts.st_mtime_ns, facts.st_size))
-    return found
-
-
-def _scan(folder: str) -> list[os.DirEntry[str]]:
-    """What is in a folder, by name; nothing where there is none or it cannot be read."""
-    try:
-        with os.scandir(folder) as entries:
-            return sorted(entries, key=lambda one: one.name)
-    except OSError:
-        return []
-
-
-def name_in(path: Path) -> str:
-    """The name of the task or group that a YAML defines; empty where it gives none."""
-    try:
-        config, _ = read_yaml(path)
-    except DataError:
-        return _names(path.read_bytes())
-    name = config.get("group", config.get("task"))
-    return name if isinstance(name, str) else ""
-
-
-def _names(text: bytes) -> str:
-    """The group's name, or else the task's, in the text of a YAML; empty without one."""
-    if PYTHON_TASK.search(text):
-        text = GROUP_LINE.sub(b"", text)
-    names = {
-        match["kind"]: match["name"].decode("utf-8", "replace").strip()
-        for match in reversed(list(NAME_LINE.finditer(text)))
-    }
-    return names.get(b"group") or names.get(b"task", "")
 
 
 @functools.cache
@@ -154,7 +62,7 @@ def _harness_names() -> dict[str, Path]:
     """lm-eval's tasks and groups by name: the first file in the order of paths, as lm-eval does."""
     found: dict[str, Path] = {}
     for path, text in _harness_texts().items():
-        if path.suffix == ".yaml" and (name := _names(text)):
+        if path.suffix == ".yaml" and (name := name_in_text(text)):
             found.setdefault(name, path)
     return found
 
@@ -338,7 +246,7 @@ def _find(name: str, path: Sequence[str]) -> Path | None:
 def _unknown(name: str, path: Sequence[str]) -> str:
     import difflib
 
-    for file in (file for files in _resolved(_versions(path)) for file in files):
+    for file in (file for files in files_in(path) for file in files):
         if file.stem == name:
             read_yaml(file)  # says what is wrong with it
             return f"{shown(file)} gives no name; write `task: {name}` into it"

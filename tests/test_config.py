@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import copy
 import dataclasses
 import json
+import sys
 import types
 import typing
 from enum import StrEnum
@@ -12,16 +14,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from bystage import CPU, made, recipe_of
+from conftest import shape_columns
 from tiny import conversation, write_jsonl
 
 from ftsuite import config as schema
-from ftsuite import stages
-from ftsuite.choices import Source
-from ftsuite.config import ModelConfig, RunConfig
-from ftsuite.devices import Target
+from ftsuite.choices import EvalData, Source
+from ftsuite.config import EvalsConfig, ModelConfig, RunConfig
 from ftsuite.errors import ConfigError
-from ftsuite.models.sources import Base
-from ftsuite.records import ModelIdentity
+from ftsuite.models.embedded import standard_stage
+from ftsuite.recipe import recipe
+from ftsuite.resources import evals_dir
+from ftsuite.scoring import heldout
+from ftsuite.stages import KINDS, BaseModel, ConvertModel
+from ftsuite.store import computing
+from ftsuite.store.stage import Reference, Stage, Upstream
+from ftsuite.store.stage import _hints as hints_of
 from ftsuite.studies import study
 from ftsuite.studies.validate import validate
 
@@ -37,6 +45,9 @@ NOT_IDENTITY = {
     "tracking.entity",
     "store.root",
     "store.reports",
+    "store.keep",
+    "executor.name",
+    "executor.workers",
     "backend.threads",
     # Folders: what is in them enters by its content.
     "evals.path",
@@ -67,12 +78,18 @@ CHANGES_NO_STAGE = {
     "data.answers",
     "data.labels",
     "data.tolerance",
+    "data.group",
     "evals.held_out",
     "evals.add",
     "evals.remove",
     "evals.generate_limit",
     "evals.max_new_tokens",
+    # Own tasks say themselves where their documents are.
+    "evals.source",
+    # Measured on the way, by the weights that a training has anyway.
+    "train.eval_every_steps",
     # Read when results are compared, after the last stage.
+    "merge.fidelity_tolerance",
     "evals.rank_by",
     "evals.rank_on_test",
     "evals.headline",
@@ -82,6 +99,32 @@ CHANGES_NO_STAGE = {
     "gates.fail_run",
 }
 """Identity of the run, but of none of its stages: changing one computes nothing again."""
+
+BASE = {"loss-base", "eval-base prose_bpb", "probe-base pirate"}
+TUNED = {"loss-tuned", "eval-tuned prose_bpb", "probe-tuned pirate"}
+CHANGES = {
+    # Whatever reads rows, and what is trained on them.
+    ("data", "packing", "train.loss"): {"data", "loss-base", "train", "merge", "check", *TUNED},
+    ("data.validation_limit",): {"loss-base", "loss-tuned"},
+    # How text becomes tokens, and what computes with them.
+    ("model", "template"): {"data", "train", "merge", "check", *BASE, *TUNED},
+    ("model.attn_implementation",): {"train", "merge", "check", *BASE, *TUNED},
+    ("lora", "train"): {"train", "merge", "check", *TUNED},
+    ("merge.shard_bytes",): {"merge", "check", *TUNED},
+    ("merge.fidelity_items",): {"check"},
+    ("evals",): {"eval-base prose_bpb", "eval-tuned prose_bpb"},
+    # Everything that is scored in batches; no model is trained or merged again.
+    ("evals.batch_size",): {
+        *("loss-base", "eval-base prose_bpb"),
+        *("loss-tuned", "eval-tuned prose_bpb", "check"),
+    },
+    # One more; the one that was there stays.
+    ("evals.tasks",): {"eval-base intent_exact", "eval-tuned intent_exact"},
+    ("probes",): {"probe-base pirate", "probe-tuned pirate"},
+    ("probes.files",): {"probe-base json_only", "probe-tuned json_only"},
+}
+"""Fields, or whole sections, and the stages that are computed again when one of them changes; the
+longest entry that fits a field holds."""
 
 SAYS_ITSELF = {
     "DataConfig.shape",
@@ -167,33 +210,314 @@ def test_a_run_is_identified_by_every_field_that_is_not_marked(name: str) -> Non
 
 
 @pytest.mark.parametrize("name", [name for name in LEAVES if name not in SOURCES])
-def test_stage_keys_change_with_every_field_that_can_change_their_result(
+def test_a_field_recomputes_the_stages_that_depend_on_it_and_no_others(
     name: str, tmp_path: Path
 ) -> None:
     """With a fixed base model, device and source: those enter by what they turn out to be."""
-    rows = write_jsonl(tmp_path / "rows.jsonl", [conversation("question", "answer")])
-    before, after = ready(rows), ready(rows)
-    if name == "evals.tasks":
-        after.evals.tasks = ["prose_bpb", "intent_exact"]
-    elif name == "probes.files":
-        after.probes.files = ["pirate", "json_only"]
-    else:
-        changed(after, name)
-    same = stage_keys(before, tmp_path) == stage_keys(after, tmp_path)
-    assert same == (name in NOT_IDENTITY | NAMES_A_RUN | CHANGES_NO_STAGE)
+    config = ready(tmp_path)
+    before, after = keys(config), keys(variant(config, name))
+    expected = set()
+    if name not in NOT_IDENTITY | NAMES_A_RUN | CHANGES_NO_STAGE:
+        entries = [entry for those in CHANGES for entry in those]
+        fits = [entry for entry in entries if name == entry or name.startswith(entry + ".")]
+        best = max(fits, key=len)
+        (expected,) = [stages for those, stages in CHANGES.items() if best in those]
+    assert {stage for stage in before | after if before.get(stage) != after.get(stage)} == expected
 
 
-def ready(rows: Path) -> RunConfig:
+def ready(folder: Path) -> RunConfig:
     config = run()
-    config.data.train = str(rows)
+    config.data.train = str(
+        write_jsonl(folder / "rows.jsonl", [conversation("question", "answer")])
+    )
     config.evals.tasks, config.probes.files = ["prose_bpb"], ["pirate"]
     return config
 
 
-def stage_keys(config: RunConfig, folder: Path) -> list[str]:
-    origin = ModelIdentity(id="tiny", source="folder", revision="0" * 64)
-    compute, base = Target(device="cpu", dtype="float32"), Base(identity=origin, folder=folder)
-    return [spec.key for _, spec in stages.chain(config, compute, base, folder, "cell").named()]
+def variant(config: RunConfig, name: str) -> RunConfig:
+    """A copy of `config` with another value in the field `name`, one that can be planned."""
+    after = copy.deepcopy(config)
+    if name == "evals.tasks":
+        after.evals.tasks = [*after.evals.tasks, "intent_exact"]
+    elif name == "evals.limits":
+        after.evals.limits = dict.fromkeys(after.evals.tasks, 3)
+    elif name == "probes.files":
+        after.probes.files = [*after.probes.files, "json_only"]
+    else:
+        changed(after, name)
+    return after
+
+
+TINY = BaseModel(source="folder", revision="0" * 64, path="/models/tiny")
+
+
+def keys(config: RunConfig, base: BaseModel = TINY) -> dict[str, str]:
+    return {name: stage.key for name, stage in recipe(config, CPU, base).named()}
+
+
+def test_where_the_base_lies_is_in_no_key(tmp_path: Path) -> None:
+    config = ready(tmp_path)
+    assert keys(config) == keys(config, dataclasses.replace(TINY, path="/elsewhere"))
+    other = keys(config, dataclasses.replace(TINY, revision="1" * 64))
+    assert not set(keys(config).values()) & set(other.values())
+
+
+def test_the_default_scale_of_an_adapter_is_the_one_that_it_stands_for(tmp_path: Path) -> None:
+    left_out, said, other = (ready(tmp_path) for _ in range(3))
+    said.lora.alpha, other.lora.alpha = 2 * said.lora.r, 3 * said.lora.r
+    assert left_out.lora.alpha is None
+    assert keys(left_out) == keys(said)
+    assert keys(left_out)["train"] != keys(other)["train"]
+
+
+def test_a_probe_is_known_by_its_name_and_content(tmp_path: Path) -> None:
+    config = ready(tmp_path)
+    before = keys(config)
+    own = tmp_path / "probes" / "pirate.yaml"
+    own.parent.mkdir()
+    text = (evals_dir() / "probes" / "pirate.yaml").read_text(encoding="utf-8")
+    own.write_text(text, encoding="utf-8")
+    config.probes.files = [str(own)]
+    assert keys(config) == before
+    config.probes.files = ["pirate"]
+    config.evals.path = [str(own.parent)]
+    assert keys(config) == before
+    own.write_text(text + "# another text\n", encoding="utf-8")
+    after = keys(config)
+    assert {name for name in before if before[name] != after[name]} == {
+        *("probe-base pirate", "probe-tuned pirate")
+    }
+
+
+def test_one_more_task_or_limit_leaves_the_other_tasks_alone(tmp_path: Path) -> None:
+    one, both, limited = (ready(tmp_path) for _ in range(3))
+    both.evals.tasks = limited.evals.tasks = ["intent_choice", "prose_bpb"]
+    limited.evals.limits = {"intent_choice": 3}
+    # What is read beside a task of the same order or limit does not touch it.
+    limited.evals.rank_by = limited.evals.headline = "intent_choice/acc"
+    assert keys(one).items() <= keys(both).items()
+    assert keys(one).items() <= keys(limited).items()
+    assert keys(both)["eval-base intent_choice"] != keys(limited)["eval-base intent_choice"]
+
+
+def test_a_tasks_limit_is_known_by_what_it_comes_to(tmp_path: Path) -> None:
+    by_name, for_all = ready(tmp_path), ready(tmp_path)
+    by_name.evals.limits, for_all.evals.limit = {"prose_bpb": 3}, 3
+    assert keys(by_name) == keys(for_all)
+
+
+def test_the_documents_of_builtin_tasks_depend_on_their_source(tmp_path: Path) -> None:
+    hub, wheel = ready(tmp_path), ready(tmp_path)
+    hub.evals.tasks = wheel.evals.tasks = ["prose_bpb", "arc_easy"]
+    wheel.evals.source = EvalData.wheel
+    before, after = keys(hub), keys(wheel)
+    assert {name for name in before if before[name] != after[name]} == {
+        *("eval-base arc_easy", "eval-tuned arc_easy")
+    }
+
+
+def test_the_column_of_groups_and_labels_touch_no_training(tmp_path: Path) -> None:
+    """With the held-out rows as tasks: these are built anew, data and adapter stay."""
+    before, after = (keys(held_out(tmp_path, change)) for change in (False, True))
+    assert before["data"] == after["data"]
+    assert before["train"] == after["train"]
+    assert heldout.stage_of(held_out(tmp_path, False).data, EvalsConfig()).key != (
+        heldout.stage_of(held_out(tmp_path, True).data, EvalsConfig()).key
+    )
+
+
+def test_a_group_that_could_be_the_answer_is_in_the_key_of_the_data(tmp_path: Path) -> None:
+    """Of text, intent and category, the one that is not the group is the answer."""
+    config = ready(tmp_path)
+    found = set()
+    for config.data.group in ("intent", "category", "sub_category"):
+        found.add(keys(config)["data"])
+    assert len(found) == 3
+    config.data.group = "region"
+    without = ready(tmp_path)
+    assert keys(config) == keys(without)
+
+
+def held_out(folder: Path, change: bool) -> RunConfig:
+    config = ready(folder)
+    config.evals.held_out = True
+    config.data.name = "mine"
+    if change:
+        config.data.group, config.data.labels, config.data.tolerance = "kind", ["a", "b"], 0.1
+    return config
+
+
+IN_NO_KEY = {
+    # Where things lie; what lies there has its digest in the key.
+    "BaseModel.path",
+    "DataConfig.train",
+    "DataConfig.validation",
+    "DataConfig.test",
+    "EvalsConfig.path",
+    "ProbesConfig.files",
+    "Evaluate.held_out",
+    "Evaluate.standard",
+    "Target.environment",
+    # Read for notes; where it decides which column is the answer, PrepareData.group is in the key.
+    "DataConfig.group",
+    # Labels.
+    "DataConfig.name",
+    "ModelConfig.name",
+    "TemplateConfig.name",
+    # BaseModel and Target stand for them.
+    "ModelConfig.id",
+    "ModelConfig.revision",
+    "ModelConfig.source",
+    "ModelConfig.embedded",
+    "ModelConfig.dtype",
+    # They change no result: how many processes, how often a state is saved, what is looked at on
+    # the way.
+    "PrepareData.processes",
+    "TrainConfig.checkpoint_every_steps",
+    "TrainConfig.eval_every_steps",
+    "Train.validation_rows",
+    "DataConfig.validation_limit",
+}
+"""The whole list of what a stage holds and its key does not; a field has to be argued for."""
+
+
+def test_every_field_of_every_stage_is_in_its_key(tmp_path: Path) -> None:
+    config = held_out(tmp_path, False)
+    config.evals.tasks.append("arc_easy")
+    config.evals.source = EvalData.wheel
+    found = recipe(config, CPU, dataclasses.replace(TINY, source="wheel", converted=UPSTREAM))
+    stages = [
+        *(stage for _, stage in found.named()),
+        *(ConvertModel(wheel="a==1", sha256="0" * 64), standard_stage()),
+        heldout.stage_of(config.data, config.evals),
+    ]
+    assert {type(stage) for stage in stages} == set(KINDS.values())
+    unkeyed, seen = set(), set()
+    for stage in stages:
+        for label, other in with_one_change(stage):
+            seen.add(label)
+            if other.key == stage.key:
+                unkeyed.add(label)
+    assert unkeyed == IN_NO_KEY
+    # It went through the sections, not only through the stages' own fields.
+    assert {"LoraConfig.r", "ColumnsConfig.text", "Target.versions", "ModelRef.adapter"} <= seen
+
+
+UPSTREAM = Reference(stage="model", key="f" * 64)
+
+
+def with_one_change(node: Any) -> Iterator[tuple[str, Any]]:
+    """Copies of a stage or section, each with another value in one field, named by its class."""
+    hints = hints_of(type(node))
+    for field in dataclasses.fields(node):
+        value = getattr(node, field.name)
+        if not field.init:
+            continue
+        if dataclasses.is_dataclass(value) and not isinstance(value, (Stage, Reference)):
+            for label, other in with_one_change(value):
+                yield label, dataclasses.replace(node, **{field.name: other})
+        else:
+            other = another_input(value, hints[field.name])
+            label = f"{type(node).__name__}.{field.name}"
+            yield label, dataclasses.replace(node, **{field.name: other})
+
+
+def another_input(value: Any, kind: Any) -> Any:
+    if isinstance(value, (Stage, Reference)):
+        return Reference(stage=value.stage, key="e" * 64)
+    if value is None and (kinds := typing.get_args(kind)):
+        if kinds[0] is Upstream:
+            return UPSTREAM
+        if kinds[0] is BaseModel:
+            return TINY
+    return another(value, kind)
+
+
+def test_a_stage_reads_no_setting_that_its_key_does_not_hold(
+    tiny_config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever setting a stage's function looks at, another value of it is another key."""
+    config = shape_columns(tiny_config)
+    config.probes.files = ["pirate"]
+    config.probes.limit = config.probes.max_new_tokens = 1
+    reads = recorded_reads(monkeypatch)
+    found = recipe_of(config)
+    names = {stage.key: name for name, stage in found.named()}
+    root = Path(config.store.root)
+    for _, stage in found.named():
+        made(root, stage)
+
+    paths = {
+        f"{type(node).__name__}.{leaf}": name
+        for name in LEAVES
+        for node, leaf in [holder(config, name)]
+    }
+    before = keys_of(config)
+    read_unkeyed = set[str]()
+    for key, label in reads:
+        name = names[key]
+        if label in IN_NO_KEY:
+            read_unkeyed.add(label)
+        # One more task is another stage.
+        elif label != "EvalsConfig.tasks":
+            assert keys_of(variant(config, paths[label])).get(name) != before[name], (name, label)
+    assert len(reads) > 60
+    assert read_unkeyed <= {
+        # Their digests are in the key.
+        *("DataConfig.train", "DataConfig.validation", "DataConfig.test"),
+        *("ProbesConfig.files", "EvalsConfig.path"),
+        # For what is said to people.
+        *("TemplateConfig.name", "DataConfig.group"),
+        # They move no weight.
+        *("TrainConfig.checkpoint_every_steps", "TrainConfig.eval_every_steps"),
+    }
+
+
+def keys_of(config: RunConfig) -> dict[str, str]:
+    return {name: stage.key for name, stage in recipe_of(config).named()}
+
+
+def recorded_reads(monkeypatch: pytest.MonkeyPatch) -> set[tuple[str, str]]:
+    """Note each setting that is read while a stage's function runs: its key, 'Class.field'."""
+    reads: set[tuple[str, str]] = set()
+    running: list[str] = []
+
+    def function_of(name: str) -> Any:
+        function = real(name)
+
+        def work(stage: Any, *rest: Any) -> Any:
+            running.append(stage.key)
+            try:
+                return function(stage, *rest)
+            finally:
+                running.pop()
+
+        return work
+
+    class Recorded:
+        def __init__(self, slot: Any, label: str) -> None:
+            self.slot, self.label = slot, label
+
+        def __get__(self, owner: Any, kind: Any = None) -> Any:
+            reader = sys._getframe(1).f_code.co_filename
+            # Copies and comparisons look at everything.
+            if running and not reader.endswith(("dataclasses.py", "store/stage.py", "<string>")):
+                reads.add((running[-1], self.label))
+            return self.slot.__get__(owner, kind)
+
+        def __set__(self, owner: Any, value: Any) -> None:
+            self.slot.__set__(owner, value)
+
+    real = computing.function_of
+    monkeypatch.setattr(computing, "function_of", function_of)
+    for kind in vars(schema).values():
+        if dataclasses.is_dataclass(kind) and isinstance(kind, type) and kind is not RunConfig:
+            for field in dataclasses.fields(kind):
+                slot = kind.__dict__[field.name]
+                if str(field.type) != "ColumnsConfig":
+                    label = f"{kind.__name__}.{field.name}"
+                    monkeypatch.setattr(kind, field.name, Recorded(slot, label))
+    return reads
 
 
 def test_a_source_is_known_by_its_content_and_not_by_its_path(tmp_path: Path) -> None:
@@ -288,9 +612,9 @@ REFUSED = [
     ("train.seed", 2**32),
     ("train.eval_every_steps", 0),
     ("train.checkpoint_every_steps", 0),
-    ("train.shard_bytes", 0),
-    ("train.fidelity_items", 0),
-    ("train.fidelity_tolerance", -1.0),
+    ("merge.shard_bytes", 0),
+    ("merge.fidelity_items", 0),
+    ("merge.fidelity_tolerance", -1.0),
     ("data.max_length", 0),
     ("data.train_limit", 0),
     ("data.validation_limit", 0),
@@ -324,6 +648,8 @@ REFUSED = [
     ("gates.max_worse", {"prose_bpb/bits_per_byte": 0.1}),
     ("gates.alpha", 1.0),
     ("tracking.mode", "on"),
+    ("executor.name", "slurm"),
+    ("executor.workers", 0),
     ("store.root", ""),
     ("store.reports", ""),
 ]

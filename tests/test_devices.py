@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import dataclasses
 from typing import TYPE_CHECKING
 
 import pytest
+from bystage import CPU, recipe_of
 
-from ftsuite import devices, stages
+from ftsuite import devices
 from ftsuite.choices import Device, Dtype
 from ftsuite.config import BackendConfig, ModelConfig
 from ftsuite.errors import BackendUnavailable
-from ftsuite.models import sources
 
 if TYPE_CHECKING:
     from ftsuite.config import RunConfig
@@ -23,6 +23,10 @@ def machine(monkeypatch: pytest.MonkeyPatch, has: tuple[bool, bool]) -> None:
     monkeypatch.setattr(devices, "has_cuda", lambda: has[0])
     monkeypatch.setattr(devices, "has_mps", lambda: has[1])
     monkeypatch.setattr(devices, "_cuda_name", lambda: "NVIDIA H100")
+
+
+def resolved(backend: BackendConfig, model: ModelConfig | None = None) -> devices.Target:
+    return devices.resolve(backend, model or ModelConfig(), devices.probe())
 
 
 @pytest.mark.parametrize(
@@ -41,7 +45,7 @@ def test_the_machines_best_or_what_is_asked_for(
     monkeypatch: pytest.MonkeyPatch, has: tuple[bool, bool], asked: Device, device: str, dtype: str
 ) -> None:
     machine(monkeypatch, has)
-    found = devices.resolve(BackendConfig(device=asked), ModelConfig())
+    found = resolved(BackendConfig(device=asked))
     assert (found.device, found.dtype) == (device, dtype)
     # Names of CPUs would split the store.
     assert found.device_name == ("NVIDIA H100" if device == "cuda" else "")
@@ -53,7 +57,7 @@ def test_a_configured_number_format_is_kept(
     monkeypatch: pytest.MonkeyPatch, has: tuple[bool, bool], dtype: Dtype
 ) -> None:
     machine(monkeypatch, has)
-    assert devices.resolve(BackendConfig(), ModelConfig(dtype=dtype)).dtype == dtype.value
+    assert resolved(BackendConfig(), ModelConfig(dtype=dtype)).dtype == dtype.value
 
 
 @pytest.mark.parametrize(("has", "asked"), [(MPS, Device.cuda), (CUDA, Device.mps)])
@@ -62,7 +66,7 @@ def test_a_device_that_is_not_there_is_refused(
 ) -> None:
     machine(monkeypatch, has)
     with pytest.raises(BackendUnavailable) as caught:
-        devices.resolve(BackendConfig(device=asked), ModelConfig())
+        resolved(BackendConfig(device=asked))
     line = str(caught.value)
     assert line.startswith(f"backend.device = '{asked.value}': this machine has no such device")
     assert line.endswith("set backend.device=auto")
@@ -153,14 +157,46 @@ def test_the_driver_names_the_gpu_or_says_that_it_does_not(
             devices._cuda_name.cache_clear()
 
 
-def test_another_gpu_is_another_result_from_training_on(tiny_config: RunConfig) -> None:
-    root = Path(tiny_config.store.root)
-    base = sources.resolve(tiny_config.model, root)
+def test_another_gpu_is_another_result_of_what_computes_on_it(tiny_config: RunConfig) -> None:
     keys = []
     for name in ("NVIDIA A100", "NVIDIA H100"):
-        compute = devices.Target(device="cuda", dtype="bfloat16", device_name=name)
-        chain = stages.chain(tiny_config, compute, base, root, "cell")
-        keys.append({stage: spec.key for stage, spec in chain.named()})
+        target = dataclasses.replace(CPU, device="cuda", dtype="bfloat16", device_name=name)
+        keys.append({n: stage.key for n, stage in recipe_of(tiny_config, target).named()})
     shared = {stage for stage in keys[0] if keys[0][stage] == keys[1][stage]}
     assert shared == {"data"}
-    assert len(keys[0]) >= 5
+    assert len(keys[0]) == 8
+
+
+def test_an_adapter_of_another_gpu_is_merged_alike(tiny_config: RunConfig) -> None:
+    """The merge is computed on the CPU: beside its adapter, the GPU has no part in it."""
+    adapter = recipe_of(tiny_config).adapter
+    keys = {
+        dataclasses.replace(recipe_of(tiny_config, target).merged, adapter=adapter).key
+        for device in ("cpu", "cuda")
+        for target in [dataclasses.replace(CPU, device=device, device_name=f"name of {device}")]
+    }
+    assert len(keys) == 1
+
+
+def test_a_stage_is_computed_for_its_own_target_alone() -> None:
+    here = devices.probe()
+    there = dataclasses.replace(CPU, versions={"torch": here.versions["torch"]})
+    devices.require(there, here)
+    for change, said in (
+        ({"versions": {"torch": "0.1"}}, "torch is .* here, not 0.1"),
+        ({"versions": {"no-such-library": "1"}}, "no-such-library is missing here, not 1"),
+        ({"device": "tpu"}, "no device tpu is here"),
+        ({"dtype": "int8"}, "dtype int8 is none of float32, bfloat16, float16"),
+        ({"quantisation": "nf4"}, "quantisation nf4 cannot be computed here"),
+    ):
+        with pytest.raises(BackendUnavailable, match=said):
+            devices.require(dataclasses.replace(there, **change), here)
+
+
+def test_a_stage_of_another_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine(monkeypatch, CUDA)
+    here = devices.probe()
+    target = resolved(BackendConfig())
+    devices.require(target, here)
+    with pytest.raises(BackendUnavailable, match="the GPU is NVIDIA H100 here, not NVIDIA A100"):
+        devices.require(dataclasses.replace(target, device_name="NVIDIA A100"), here)

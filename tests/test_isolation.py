@@ -6,15 +6,13 @@ import random
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from conftest import CPU, make_config, shape_columns
+from bystage import made, recipe_of
+from conftest import make_config, shape_columns
 from tiny import tiny_tokenizer
 
-from ftsuite import stages
 from ftsuite.choices import Packing
 from ftsuite.data.packing import Sequence, collate, pack, single
 from ftsuite.errors import StageError
-from ftsuite.models import sources
-from ftsuite.store.entries import run_stage
 from ftsuite.training import isolation
 
 if TYPE_CHECKING:
@@ -253,9 +251,7 @@ def trained(model: Path, rows: Path, root: Path, packing: Packing, batch: int) -
     config.train.micro_batch_size = batch
     config.train.max_steps = 1
     config.data.train_limit = 14
-    chain = stages.chain(config, CPU, sources.resolve(config.model, root), root, "cell")
-    run_stage(root, chain.data)
-    return run_stage(root, chain.train).record
+    return made(root, recipe_of(config).adapter).record
 
 
 @pytest.mark.parametrize("packing", [Packing.bfd, Packing.wrapped])

@@ -151,7 +151,8 @@ def test_of_many_one_at_a_time(tmp_path: Path) -> None:
 
 
 COMPUTE = """
-from ftsuite.store.entries import StageSpec, run_stage
+from ftsuite.store.commit import run_stage
+from ftsuite.store.entries import StageSpec
 
 def work(number):
     def compute(folder):

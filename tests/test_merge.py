@@ -8,31 +8,30 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import synthetic
-from conftest import CPU, make_config, shape_columns
+from bystage import CPU, made, recipe_of
+from conftest import make_config, shape_columns
 from tiny import tiny_llama, tiny_tokenizer
 
-from ftsuite import stages
 from ftsuite.choices import PadToken
-from ftsuite.config import RunConfig
-from ftsuite.devices import Target
+from ftsuite.config import RunConfig, StoreConfig
 from ftsuite.errors import StageError
-from ftsuite.models import loading, sources, templates, turns
-from ftsuite.store.entries import run_stage
-from ftsuite.training import merge, mergecheck
+from ftsuite.events import silent
+from ftsuite.models import loading, templates, turns
+from ftsuite.recipe import recipe
+from ftsuite.stages import BaseModel
+from ftsuite.training import fidelity, merge, mergecheck
 
 if TYPE_CHECKING:
-    from ftsuite.stages import Chain
+    from ftsuite.devices import Target
+    from ftsuite.records import MergeSummary
+    from ftsuite.store.entries import Entry
 
-BFLOAT16 = Target(device="cpu", dtype="bfloat16")
+BFLOAT16 = dataclasses.replace(CPU, dtype="bfloat16")
 
 
-def adapter_of(config: RunConfig) -> Chain:
+def adapter_of(config: RunConfig) -> Entry[Any]:
     """Train the cell's adapter in its store."""
-    root = Path(config.store.root)
-    chain = stages.chain(config, CPU, sources.resolve(config.model, root), root, "cell")
-    run_stage(root, chain.data)
-    run_stage(root, chain.train)
-    return chain
+    return made(Path(config.store.root), recipe_of(config).adapter)
 
 
 @pytest.fixture(scope="module")
@@ -44,16 +43,28 @@ def cell(tiny_model: Path, tiny_rows: Path, tmp_path_factory: pytest.TempPathFac
     return config
 
 
-def merge_again(config: RunConfig, folder: Path, compute: Target = CPU) -> Any:
-    """Merge the cell's adapter into `folder`, past the store."""
+def merge_again(config: RunConfig, folder: Path, target: Target = CPU) -> MergeSummary:
+    """Merge the cell's float32 adapter into `folder` past the store, check it and judge it."""
     root = Path(config.store.root)
-    chain = stages.chain(config, CPU, sources.resolve(config.model, root), root, "cell")
-    data, adapter = run_stage(root, chain.data), run_stage(root, chain.train)
-    base = sources.resolve(config.model, root).folder
-    folder.mkdir()
-    return merge.merge(
-        config, compute, base, data.folder, adapter.folder / "adapter", folder, "cell"
+    adapter = recipe_of(config).adapter
+    planned = recipe_of(config, target)
+    merging = dataclasses.replace(planned.merged, adapter=adapter)
+    checking = dataclasses.replace(
+        planned.check,
+        adapter=dataclasses.replace(planned.check.adapter, adapter=adapter),
+        merged=dataclasses.replace(planned.check.merged, merged=merging),
     )
+    folder.mkdir()
+    folders = {
+        planned.data.key: made(root, planned.data).folder,
+        adapter.key: made(root, adapter).folder,
+        merging.key: folder,
+    }
+    written = merge.merge(merging, folders, folder, silent())
+    found = fidelity.check_merge(checking, folders, folder, silent())
+    summary = fidelity.summary(written, found, config.merge)
+    fidelity.require_fidelity(summary)
+    return summary
 
 
 def logits(model: Any, tokenizer: Any) -> Any:
@@ -70,7 +81,7 @@ def test_merged_model_is_the_adapter(cell: RunConfig, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     summary = merge_again(cell, tmp_path / "merged")
-    adapter = run_stage(Path(cell.store.root), adapter_of(cell).train).folder / "adapter"
+    adapter = adapter_of(cell).folder / "adapter"
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "merged")
     base = AutoModelForCausalLM.from_pretrained(cell.model.id).eval()
     before = logits(base, tokenizer)
@@ -81,13 +92,13 @@ def test_merged_model_is_the_adapter(cell: RunConfig, tmp_path: Path) -> None:
     assert (merged - before).abs().max() > 0.5
     assert 0 < summary.max_difference < 1e-4
     assert summary.mean_difference <= summary.max_difference
-    assert summary.tolerance == merge.TOLERANCE["float32"] == 1e-3
+    assert summary.tolerance == fidelity.TOLERANCE["float32"] == 1e-3
     assert summary.fidelity_items == 10  # all that the validation split has
     assert summary.dtype == "float32"
     # 7 projections in each of 2 layers; the other tensors are norms and embeddings.
     assert (summary.adapted_tensors, summary.proved_tensors) == (14, 21)
     assert 0 < summary.max_trained_difference < 1e-4
-    assert summary.trained_tolerance == merge.TRAINED_TOLERANCE["float32"]
+    assert summary.trained_tolerance == fidelity.TRAINED_TOLERANCE["float32"]
 
 
 def test_tokenizer_and_template_are_saved(cell: RunConfig, tmp_path: Path) -> None:
@@ -121,7 +132,7 @@ def test_shards_are_no_larger_than_asked(
 ) -> None:
     from transformers import AutoModelForCausalLM
 
-    monkeypatch.setattr(cell.train, "shard_bytes", 60_000)
+    monkeypatch.setattr(cell.merge, "shard_bytes", 60_000)
     summary = merge_again(cell, tmp_path / "merged")
     shards = sorted((tmp_path / "merged").glob("*.safetensors"))
     assert summary.shards == len(shards) >= 3
@@ -142,21 +153,20 @@ def test_new_pad_token_resizes_the_embeddings(
     config.model.pad_token = PadToken.new
     config.data.train_limit = 8
     root = tmp_path / "store"
-    chain = adapter_of(config)
-    entry = run_stage(root, chain.merge)
+    stages = recipe_of(config)
+    entry = made(root, stages.merged)
     tokenizer = loading.load_tokenizer(entry.folder, config.model)
     assert tokenizer.pad_token == loading.NEW_PAD_TOKEN != tokenizer.eos_token
     model = AutoModelForCausalLM.from_pretrained(entry.folder)
     rows = model.get_input_embeddings().num_embeddings
-    assert entry.record.vocabulary == rows == model.config.vocab_size
+    assert made(root, stages.check).record.vocabulary == rows == model.config.vocab_size
     old = AutoModelForCausalLM.from_pretrained(tiny_model).get_input_embeddings().num_embeddings
     assert tokenizer.pad_token_id == old
     assert old < rows <= old + 8 and rows % 8 == 0
     assert model.config.pad_token_id == tokenizer.pad_token_id
     # A second load adds no second token.
     assert len(loading.load_tokenizer(entry.folder, config.model)) == len(tokenizer) == old + 1
-    assert chain.tuned_scores is not None
-    scores = run_stage(root, chain.tuned_scores).record
+    scores = made(root, stages.tuned.scores["intent_choice"]).record
     assert len(scores.metrics[0].values) == 4
 
 
@@ -222,7 +232,7 @@ def test_a_broken_merge_is_an_error_in_bfloat16(
 ) -> None:
     break_merge(monkeypatch, spoil)
     # However lenient about behaviour: weights have no tolerance.
-    monkeypatch.setattr(cell.train, "fidelity_tolerance", 100.0)
+    monkeypatch.setattr(cell.merge, "fidelity_tolerance", 100.0)
     with pytest.raises(StageError, match=r"is not base \+ scale·B·A rounded once to bfloat16"):
         merge_again(cell, tmp_path / "merged", BFLOAT16)
 
@@ -240,17 +250,17 @@ def test_a_broken_merge_is_an_error_in_float32(
 def merged(cell: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The cell's model merged in bfloat16, in several shards; to be copied before it is broken."""
     folder = tmp_path_factory.mktemp("bfloat16") / "merged"
-    cell.train.shard_bytes = 30_000
+    cell.merge.shard_bytes = 30_000
     try:
         summary = merge_again(cell, folder, BFLOAT16)
     finally:
-        cell.train.shard_bytes = 2_000_000_000
+        cell.merge.shard_bytes = 2_000_000_000
     assert summary.dtype == "bfloat16" and summary.shards >= 3
     return folder
 
 
 def adapter_folder(config: RunConfig) -> Path:
-    return run_stage(Path(config.store.root), adapter_of(config).train).folder / "adapter"
+    return adapter_of(config).folder / "adapter"
 
 
 def edit(folder: Path, change: Any) -> None:
@@ -389,15 +399,15 @@ def test_a_broken_load_is_an_error_of_behaviour(
         path.write_text(json.dumps(config))
 
     monkeypatch.setattr(PreTrainedModel, "save_pretrained", save)
-    for compute in (CPU, BFLOAT16):
+    for target in (CPU, BFLOAT16):
         with pytest.raises(StageError, match=r"differ by .* nats a token over the (whole|trained)"):
-            merge_again(cell, tmp_path / compute.dtype, compute)
+            merge_again(cell, tmp_path / target.dtype, target)
 
 
 def test_tolerance_is_configurable(
     cell: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cell.train, "fidelity_tolerance", 1e-12)
+    monkeypatch.setattr(cell.merge, "fidelity_tolerance", 1e-12)
     with pytest.raises(StageError, match=r"more than 1e-12 for float32; .*fidelity_tolerance"):
         merge_again(cell, tmp_path / "strict")
 
@@ -408,21 +418,49 @@ def test_trained_tokens_have_a_tolerance_of_their_own() -> None:
     good = dataclasses.replace(
         summary, max_trained_difference=0.3, tolerance=0.25, trained_tolerance=0.4
     )
-    merge.require_fidelity(good)
+    fidelity.require_fidelity(good)
     for trained in (0.41, float("nan")):
         bad = dataclasses.replace(good, max_trained_difference=trained)
         with pytest.raises(StageError, match=r"over the trained tokens of 16 rows, more than 0\.4"):
-            merge.require_fidelity(bad)
+            fidelity.require_fidelity(bad)
 
 
-def test_failed_merge_leaves_no_result(
+def test_the_tolerance_judges_what_was_computed(cell: RunConfig) -> None:
+    """Another tolerance computes nothing again."""
+    root, stages = Path(cell.store.root), recipe_of(cell)
+    merged, check = made(root, stages.merged).record, made(root, stages.check).record
+    lenient = dataclasses.replace(cell.merge, fidelity_tolerance=1e-3)
+    strict = dataclasses.replace(cell.merge, fidelity_tolerance=1e-12)
+    fidelity.require_fidelity(fidelity.summary(merged, check, lenient))
+    with pytest.raises(StageError, match="more than 1e-12"):
+        fidelity.require_fidelity(fidelity.summary(merged, check, strict))
+    again = dataclasses.replace(cell, merge=strict)
+    assert [s.key for _, s in recipe_of(again).named()] == [s.key for _, s in stages.named()]
+
+
+def test_a_merge_that_is_not_its_adapter_has_no_check(
     cell: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    root = Path(cell.store.root)
-    chain = adapter_of(cell)
+    config = dataclasses.replace(cell, store=StoreConfig(root=str(tmp_path / "store")))
+    root, stages = Path(config.store.root), recipe_of(config)
     break_merge(monkeypatch, drop_a_layer)
+    made(root, stages.merged)
+    with pytest.raises(StageError, match="is not base"):
+        made(root, stages.check)
+    assert not list(root.glob("check/*/")) and not list(root.glob("check/*.partial"))
+
+
+def test_a_merge_that_fails_leaves_no_result(
+    cell: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: Any) -> None:
+        raise StageError("merge: broken")
+
+    config = dataclasses.replace(cell, store=StoreConfig(root=str(tmp_path / "store")))
+    root = Path(config.store.root)
+    break_merge(monkeypatch, fail)
     with pytest.raises(StageError):
-        run_stage(root, chain.merge)
+        made(root, recipe_of(config).merged)
     assert not list(root.glob("merge/*/")) and not list(root.glob("merge/*.partial"))
 
 
@@ -477,9 +515,9 @@ def family(tmp_path: Path, kind: str, dtype: str, **lora: Any) -> tuple[Path, Pa
         model, LoraConfig(init_lora_weights=False, task_type="CAUSAL_LM", **settings)
     )
     peft.save_pretrained(adapter)
-    config = RunConfig()
-    config.model.id = str(base)
-    merge._write_merged(config, Target(device="cpu", dtype=dtype), base, adapter, tokenizer, folder)
+    model_of = BaseModel(source="folder", revision="0", path=str(base))
+    stage = recipe(RunConfig(), dataclasses.replace(CPU, dtype=dtype), model_of).merged
+    merge._write_merged(stage, base, adapter, tokenizer, folder)
     return base, adapter, folder
 
 

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shutil
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from conftest import CPU, make_config, shape_columns
+from bystage import made, recipe_of
+from conftest import make_config, shape_columns
 from tiny import save_tiny_model, tiny_llama, tiny_tokenizer
 
-from ftsuite import stages
 from ftsuite.choices import Attention, PadToken, Source
 from ftsuite.config import ModelConfig
 from ftsuite.errors import BackendUnavailable, ConfigError, DataError, StoreError
-from ftsuite.models import loading, modelfolder, sources
+from ftsuite.models import embedded, loading, modelfolder, sources
 from ftsuite.records import ModelIdentity
-from ftsuite.store.entries import run_stage
 from ftsuite.training import train
 
 if TYPE_CHECKING:
@@ -162,10 +160,10 @@ def test_a_row_with_such_a_token_is_refused(folder: Path, tiny_rows: Path, tmp_p
     tokenizer.save_pretrained(folder)
     root = tmp_path / "store"
     config = shape_columns(make_config(folder, tiny_rows, root))
-    chain = stages.chain(config, CPU, sources.resolve(config.model, root), root, "cell")
-    run_stage(root, chain.data)
+    stages = recipe_of(config)
+    made(root, stages.data)
     with pytest.raises(DataError, match="a row has the token 'fault', which the model has no"):
-        run_stage(root, chain.train)
+        made(root, stages.adapter)
 
 
 def test_a_new_pad_token_gets_one_row(folder: Path) -> None:
@@ -279,43 +277,56 @@ def test_refused_before_the_first_stage(
 ) -> None:
     config = shape_columns(make_config(tiny_model, tiny_rows, tmp_path))
     config.lora.target_modules = ["q_proj"]
-    train.check(config, tiny_model)
+    train.check(recipe_of(config).adapter, {})
     group, _, name = setting.partition(".")
     setattr(getattr(config, group), name, value)
     with pytest.raises(ConfigError) as caught:
-        train.check(config, tiny_model)
+        train.check(recipe_of(config).adapter, {})
     assert str(caught.value).startswith(f"{setting} = {value!r}: ") and said in str(caught.value)
 
 
 # --- bytes that change on the disk ----------------------------------------------------------
 
 
-def test_a_flipped_byte_in_the_converted_base_is_found(tmp_path: Path, tiny_rows: Path) -> None:
+def test_a_flipped_byte_in_the_converted_base_is_found(
+    tmp_path: Path, tiny_rows: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The conversion itself needs a download; here a tiny model lies where it would write."""
     root = tmp_path / "store"
     wanted = ModelConfig(source=Source.embedded, embedded="smollm2-135m-instruct")
-    spec = sources._convert_spec("smollm2-135m-instruct", lambda _: None)
     identity = ModelIdentity(id="tiny", source="wheel", revision="0")
 
-    def write(folder: Path) -> ModelIdentity:
-        save_tiny_model(folder)
+    def write(_: Any, __: Any, out: Path, ___: Any) -> ModelIdentity:
+        save_tiny_model(out)
         return identity
 
-    run_stage(root, dataclasses.replace(spec, compute=write))
+    monkeypatch.setattr(embedded, "convert_model", write)
     base = sources.resolve(wanted, root)
-    assert sources.checked(base) == base.folder
+    assert base.identity == identity
+    config = shape_columns(make_config(base.folder, tiny_rows, root))
+    config.model = wanted
+    stages = recipe_of(config)
+    assert stages.data.upstreams == (embedded.convert_stage("smollm2-135m-instruct"),)
     weights = base.folder / "model.safetensors"
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
-    config = shape_columns(make_config(base.folder, tiny_rows, root))
-    config.model = wanted
-    chain = stages.chain(config, CPU, sources.resolve(wanted, root), root, "cell")
-    for spec in (chain.data, chain.base_scores):
-        assert spec is not None
+    for stage in (stages.data, stages.base.scores["intent_choice"]):
         with pytest.raises(StoreError, match=r"model\.safetensors does not have the sha256"):
-            run_stage(root, spec)
+            made(root, stage)
     assert {path.parent.parent.name for path in root.glob("*/*/result.json")} == {"model"}
+
+
+def test_a_folder_that_changes_after_the_study_was_planned(
+    folder: Path, tiny_rows: Path, tmp_path: Path
+) -> None:
+    root = tmp_path / "store"
+    stages = recipe_of(shape_columns(make_config(folder, tiny_rows, root)))
+    edit(folder / "config.json", rms_norm_eps=0.5)
+    for stage in (stages.data, stages.base.scores["intent_choice"]):
+        with pytest.raises(DataError, match="not those that the study was planned with"):
+            made(root, stage)
+    assert not list(root.glob("*/*/result.json"))
 
 
 def test_a_folder_with_another_byte_is_another_model(folder: Path, tmp_path: Path) -> None:

@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from conftest import CPU, make_config, shape_columns
+from bystage import at, made, recipe_of
+from conftest import make_config, shape_columns
 
-from ftsuite import stages
+from ftsuite.analysis.gather import scores_of
 from ftsuite.choices import Packing
 from ftsuite.data import prepare as data
 from ftsuite.models import loading, sources, templates
-from ftsuite.scoring import evaluate, tasks
-from ftsuite.store.entries import run_stage
+from ftsuite.scoring import tasks
 from ftsuite.studies.sweeper import compose
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from ftsuite.config import RunConfig
     from ftsuite.records import Scores, TrainSummary
+    from ftsuite.stagerecords import HeldOutLoss
 
 
 @dataclass(frozen=True)
@@ -39,22 +40,24 @@ class Ran:
     adapter: Path
     merged: Path
     scores: Scores
+    loss: HeldOutLoss
 
 
-def run(config: RunConfig, root: Path, store: Path) -> Ran:
-    base = sources.resolve(config.model, root)
-    chain = stages.chain(config, CPU, base, store, "cell")
-    prepared, trained, merged = (
-        run_stage(store, spec) for spec in (chain.data, chain.train, chain.merge)
-    )
+def run(config: RunConfig, models: Path, store: Path) -> Ran:
+    """Compute the cell in `store`, its base model taken from the store `models`."""
+    base = sources.resolve(config.model, models)
+    found = recipe_of(at(config, base.folder))
+    tuned = found.tuned
+    trained = made(store, found.adapter)
     return Ran(
         config=config,
         base=base.folder,
-        data=prepared.folder,
+        data=made(store, found.data).folder,
         trained=trained.record,
         adapter=trained.folder / "adapter",
-        merged=merged.folder,
-        scores=evaluate.evaluate(config, CPU, merged.folder, root, "cell", "eval tuned"),
+        merged=made(store, found.merged).folder,
+        scores=scores_of({name: made(store, one).record for name, one in tuned.scores.items()}),
+        loss=made(store, tuned.loss).record,
     )
 
 
@@ -181,35 +184,33 @@ def plain_merge(ran: Ran, folder: Path) -> Path:
     return folder
 
 
-def plain_scores(ran: Ran, root: Path) -> dict[str, list[Any]]:
-    """lm-eval's own HF backend on the merged model and the same documents."""
+def plain_scores(ran: Ran) -> dict[str, list[Any]]:
+    """lm-eval's own HF backend on the merged model and the same documents, task by task."""
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
     evals = ran.config.evals
     ids = {metric.task: list(metric.doc_ids) for metric in ran.scores.metrics}
-    results = simple_evaluate(
-        model=HFLM(
-            pretrained=str(ran.merged),
-            dtype="float32",
-            device="cpu",
-            batch_size=evals.batch_size,
-        ),
-        tasks=[item.task for item in tasks.load(evals, root)],
-        samples=ids,
-        task_manager=TaskManager(include_defaults=False),
-        bootstrap_iters=0,
-        apply_chat_template=True,
+    model = HFLM(
+        pretrained=str(ran.merged), dtype="float32", device="cpu", batch_size=evals.batch_size
     )
-    return {
-        name: sorted(rows, key=lambda row: row["doc_id"])
-        for name, rows in results["samples"].items()
-    }
+    samples: dict[str, Any] = {}
+    for item in tasks.load(evals):
+        results = simple_evaluate(
+            model=model,
+            tasks=[item.task],
+            samples={item.name: ids[item.name]},
+            task_manager=TaskManager(include_defaults=False),
+            bootstrap_iters=0,
+            apply_chat_template=True,
+        )
+        samples |= results["samples"]
+    return {name: sorted(rows, key=lambda row: row["doc_id"]) for name, rows in samples.items()}
 
 
-def require_same_scores(ran: Ran, root: Path) -> None:
-    samples = plain_scores(ran, root)
+def require_same_scores(ran: Ran) -> None:
+    samples = plain_scores(ran)
     assert len(ran.scores.metrics) == len(ran.config.evals.tasks)
     for metric in ran.scores.metrics:
         rows = samples[metric.task]
@@ -218,6 +219,36 @@ def require_same_scores(ran: Ran, root: Path) -> None:
         if metric.metric == "bits_per_byte":
             theirs = [-score / math.log(2) / size for score, size in theirs]
         assert list(metric.values) == theirs
+
+
+def plain_loss(ran: Ran) -> tuple[float, int]:
+    """transformers on the merged model: the loss of each row alone, weighed by its tokens."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(ran.merged, dtype=torch.float32).eval()
+    sums, tokens = list[float](), 0
+    for row in data.load_split(ran.data, "validation"):
+        labels = [
+            token if kept else -100
+            for token, kept in zip(row.input_ids, row.loss_mask, strict=True)
+        ]
+        # The first token has no context to be predicted from.
+        count = sum(label != -100 for label in labels[1:])
+        with torch.inference_mode():
+            loss = model(
+                input_ids=torch.tensor([row.input_ids]), labels=torch.tensor([labels])
+            ).loss
+        sums.append(float(loss) * count)
+        tokens += count
+    return math.fsum(sums) / tokens, tokens
+
+
+def require_same_loss(ran: Ran) -> None:
+    """To rounding: transformers adds a row's tokens up in float32."""
+    loss, tokens = plain_loss(ran)
+    assert ran.loss.tokens == tokens
+    assert ran.loss.loss == pytest.approx(loss, rel=1e-6)
 
 
 def test_losses_and_adapter_are_plain_trls(tiny: Ran, tmp_path: Path) -> None:
@@ -233,8 +264,12 @@ def test_merged_weights_are_plain_pefts(tiny: Ran, tmp_path: Path) -> None:
     require_same_weights(tiny.merged, plain_merge(tiny, tmp_path / "merged"))
 
 
-def test_scores_are_plain_lm_evals(tiny: Ran, tmp_path: Path) -> None:
-    require_same_scores(tiny, tmp_path)
+def test_scores_are_plain_lm_evals(tiny: Ran) -> None:
+    require_same_scores(tiny)
+
+
+def test_the_held_out_loss_is_plain_transformers(tiny: Ran) -> None:
+    require_same_loss(tiny)
 
 
 def test_a_template_without_a_default_is_the_models_own(tiny: Ran) -> None:
@@ -248,9 +283,10 @@ def test_a_template_without_a_default_is_the_models_own(tiny: Ran) -> None:
 @pytest.mark.slow
 @pytest.mark.network
 @pytest.mark.timeout(1800)
-def test_the_demo_is_plain_too(demo: Ran, session_store: Path, tmp_path: Path) -> None:
+def test_the_demo_is_plain_too(demo: Ran, tmp_path: Path) -> None:
     losses = plain_losses(demo, tmp_path)
     assert [point.loss for point in demo.trained.curve if point.loss is not None] == losses
     require_same_weights(demo.adapter, tmp_path / "adapter")
     require_same_weights(demo.merged, plain_merge(demo, tmp_path / "merged"))
-    require_same_scores(demo, session_store)
+    require_same_scores(demo)
+    require_same_loss(demo)

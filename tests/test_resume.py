@@ -10,13 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from conftest import CPU, PATIENCE, Command, make_config, scores_of, shape_columns, wait_for
+from bystage import made, recipe_of
+from conftest import PATIENCE, Command, make_config, scores_of, shape_columns, wait_for
 
-from ftsuite import jsonfile, progress, stages
+from ftsuite import jsonfile
 from ftsuite.choices import Packing, Scheduler
 from ftsuite.errors import StageError
-from ftsuite.models import sources
-from ftsuite.store.entries import file_digest, run_stage
+from ftsuite.events import Events, path_of
+from ftsuite.graphrecords import StudyGraph
+from ftsuite.store.computing import compute
+from ftsuite.store.entries import file_digest
 from ftsuite.studies import study
 from ftsuite.training import train
 
@@ -25,14 +28,27 @@ if TYPE_CHECKING:
 
     from ftsuite.config import RunConfig
     from ftsuite.records import RunRecord, TrainSummary
+    from ftsuite.stages import Train
 
 CELLS = "lora.r=2,4"
-STAGES = ("data", "eval", "train", "merge")
+TASKS = ("intent_choice_validation", "intent_choice", "intent_exact", "prose_bpb")
+STAGES = ("data", "loss", "eval", "train", "merge", "check")
 
 
 def only_record(command: Command) -> RunRecord:
-    (path,) = [p for p in (command.store / "studies/tiny").glob("*.json") if p.stem != "study"]
+    folder = command.store / "studies/tiny"
+    (path,) = [p for p in folder.glob("*.json") if p.stem not in ("study", "graph")]
     return study.read_run(path)
+
+
+def started(command: Command, name: str) -> bool:
+    """Whether the first cell's stage of this name is being computed, or is done."""
+    path = command.store / "studies/tiny/graph.json"
+    if not path.exists():
+        return False
+    stages = jsonfile.read(StudyGraph, path).cells[0].stages
+    (stage,) = [one for one in stages if one.name == name]
+    return path_of(command.store, stage.stage, stage.key).exists()
 
 
 def weights(command: Command, record: RunRecord) -> dict[str, str]:
@@ -82,14 +98,11 @@ def test_killed_twice_then_finished(killed: Command, finished: Command) -> None:
 
     # Second: while the tuned model is evaluated.
     process = killed.start(CELLS)
-    assert process.stdout is not None
-    for line in process.stdout:
-        if "eval tuned, log-likelihood" in line:
-            break
+    wait_for(lambda: started(killed, f"eval-tuned {TASKS[0]}"), process)
     killed.kill(process)
     assert only_record(killed).status == "interrupted"
     before = {stage: killed.entries(stage) for stage in STAGES}
-    assert [len(before[stage]) for stage in STAGES] == [1, 1, 1, 1]
+    assert [len(before[stage]) for stage in STAGES] == [1, 2, 4, 1, 1, 1]
 
     # Third: the same command goes on.
     code, output = killed.run(CELLS)
@@ -97,15 +110,14 @@ def test_killed_twice_then_finished(killed: Command, finished: Command) -> None:
     after = {stage: killed.entries(stage) for stage in STAGES}
     for stage in STAGES:
         assert before[stage].items() <= after[stage].items()
-    assert [len(after[stage]) for stage in STAGES] == [1, 3, 2, 2]
+    assert [len(after[stage]) for stage in STAGES] == [1, 3, 12, 2, 2, 2]
     mine, reference = killed.runs(), finished.runs()
     reused = {stage.stage: stage.reused for stage in mine["lora.r=2"].stages}
+    there = ("data", "loss-base", "train", "merge", "check", "loss-tuned")
     assert reused == {
-        "data": True,
-        "eval-base": True,
-        "train": True,
-        "merge": True,
-        "eval-tuned": False,
+        **dict.fromkeys(there, True),
+        **{f"eval-base {task}": True for task in TASKS},
+        **{f"eval-tuned {task}": False for task in TASKS},
     }
     assert {label: run.status for label, run in mine.items()} == {
         "lora.r=2": "complete",
@@ -163,19 +175,19 @@ class Interrupted(BaseException):
     """Stands for Ctrl-C: nothing between here and the store may swallow it."""
 
 
-def train_spec(config: RunConfig, root: Path) -> Any:
-    base = sources.resolve(config.model, root)
-    chain = stages.chain(config, CPU, base, root, "cell")
-    run_stage(root, chain.data)
-    return chain.train
+def train_stage(config: RunConfig, root: Path) -> Train:
+    """The cell's training, its rows prepared."""
+    stages = recipe_of(config)
+    made(root, stages.data)
+    return stages.adapter
 
 
 def watch_steps(monkeypatch: pytest.MonkeyPatch, *, stop_at: int | None = None) -> list[int]:
     """Note the tokens of every optimiser step, and raise in the trainer at step `stop_at`."""
-    real, steps = progress.stage, list[int]()
+    real, steps = Events.progress, list[int]()
 
     @contextmanager
-    def stage(cell: str, name: str, total: int, unit: str) -> Iterator[Any]:
+    def progress(self: Events, name: str, total: int, unit: str) -> Iterator[Any]:
         def count(amount: int) -> None:
             if name == "train":
                 steps.append(amount)
@@ -183,10 +195,10 @@ def watch_steps(monkeypatch: pytest.MonkeyPatch, *, stop_at: int | None = None) 
                     raise Interrupted
             advance(amount)
 
-        with real(cell, name, total, unit) as advance:
+        with real(self, name, total, unit) as advance:
             yield count
 
-    monkeypatch.setattr(progress, "stage", stage)
+    monkeypatch.setattr(Events, "progress", progress)
     return steps
 
 
@@ -217,15 +229,15 @@ def test_interrupted_training_ends_as_the_undisturbed(
         config.train.gradient_accumulation = settings["accumulation"]
         config.train.eval_every_steps = settings.get("every")
         config.train.gradient_checkpointing = settings.get("gc", False)
-        spec = train_spec(config, root)
+        stage = train_stage(config, root)
         if name == "interrupted":
             with monkeypatch.context() as patch:
                 watch_steps(patch, stop_at=5)
                 with pytest.raises(Interrupted):
-                    run_stage(root, spec)
+                    compute(root, stage)
         with monkeypatch.context() as patch:
             trained.append(watch_steps(patch))
-            results.append(run_stage(root, spec))
+            results.append(compute(root, stage))
     undisturbed, resumed = results
     assert (undisturbed.record.resumed_from_step, resumed.record.resumed_from_step) == (0, 3)
     assert len(trained[0]) == undisturbed.record.steps == len(trained[1]) + 3
@@ -249,8 +261,8 @@ def test_interrupted_after_the_last_step(
     config.data.train_limit = 14
     for name, value in settings.items():
         setattr(config.train, name, value)
-    reference = run_stage(tmp_path / "reference", train_spec(config, tmp_path / "reference"))
-    spec = train_spec(config, tmp_path / "store")
+    reference = compute(tmp_path / "reference", train_stage(config, tmp_path / "reference"))
+    stage = train_stage(config, tmp_path / "store")
     real = PeftModel.save_pretrained
 
     def stop(self: Any, folder: Any, *arguments: Any, **named: Any) -> None:
@@ -261,9 +273,9 @@ def test_interrupted_after_the_last_step(
     with monkeypatch.context() as patch:
         patch.setattr(PeftModel, "save_pretrained", stop)
         with pytest.raises(Interrupted):
-            run_stage(tmp_path / "store", spec)
+            compute(tmp_path / "store", stage)
     steps = watch_steps(monkeypatch)
-    entry = run_stage(tmp_path / "store", spec)
+    entry = compute(tmp_path / "store", stage)
     assert not steps
     assert entry.record.resumed_from_step == reference.record.steps
     assert is_same_training(entry.record, reference.record)
@@ -274,11 +286,11 @@ def test_interrupted_after_the_last_step(
 def test_how_often_checkpoints_are_written_is_not_identity(tiny_config: RunConfig) -> None:
     root = Path(tiny_config.store.root)
     config = shape_columns(tiny_config)
-    before = train_spec(config, root).key
+    before = train_stage(config, root).key
     config.train.checkpoint_every_steps = 50
-    assert train_spec(config, root).key == before
+    assert train_stage(config, root).key == before
     config.train.seed = 1
-    assert train_spec(config, root).key != before
+    assert train_stage(config, root).key != before
 
 
 def test_checkpoint_without_marker_is_ignored_and_deleted(tmp_path: Path) -> None:
@@ -300,7 +312,7 @@ def test_nan_loss_is_an_error_with_a_remedy(tiny_config: RunConfig, tmp_path: Pa
     config.train.learning_rate = 1e30
     said = r"the (loss|grad_norm) is .* at step \d; lower train\.learning_rate"
     with pytest.raises(StageError, match=said):
-        run_stage(tmp_path / "store", train_spec(config, tmp_path / "store"))
+        compute(tmp_path / "store", train_stage(config, tmp_path / "store"))
 
 
 assert PATIENCE < 600, "pytest-timeout would end the test before"

@@ -16,7 +16,8 @@ import pytest
 
 from ftsuite.errors import StageError, StoreError, one_line
 from ftsuite.store import entries as store
-from ftsuite.store.entries import StageSpec, lookup, run_stage, verify
+from ftsuite.store.commit import run_stage
+from ftsuite.store.entries import StageSpec, lookup, verify
 
 if TYPE_CHECKING:
     from collections.abc import Callable

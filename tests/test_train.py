@@ -3,38 +3,34 @@
 from __future__ import annotations
 
 import statistics
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 import pytest
-from conftest import CPU, make_config, shape_columns
+from bystage import made, recipe_of
+from conftest import make_config, shape_columns
 from tiny import tiny_llama, tiny_tokenizer
 
-from ftsuite import stages
 from ftsuite.choices import Packing, PadToken
 from ftsuite.config import LoraConfig, TrainConfig
 from ftsuite.data.prepare import load_split
 from ftsuite.devices import Target
 from ftsuite.errors import StageError
-from ftsuite.models import sources
-from ftsuite.store.entries import run_stage
+from ftsuite.events import silent
+from ftsuite.store.entries import file_digest
 from ftsuite.training import targets, trainer
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from ftsuite.config import RunConfig
     from ftsuite.data import packing
 
 
 def trained(config: RunConfig) -> Any:
-    from pathlib import Path
-
-    root = Path(config.store.root)
-    chain = stages.chain(config, CPU, sources.resolve(config.model, root), root, "cell")
-    data = run_stage(root, chain.data)
-    return data.folder, run_stage(root, chain.train)
+    """Folder of the rows, and the entry of the adapter that was trained on them."""
+    root, stages = Path(config.store.root), recipe_of(config)
+    return made(root, stages.data).folder, made(root, stages.adapter)
 
 
 def negative_log_likelihoods(model: Any, sequence: packing.Sequence) -> list[float]:
@@ -75,13 +71,16 @@ def test_the_held_out_loss_is_a_mean_over_tokens(cell: RunConfig) -> None:
         data, entry = trained(cell)
         rows = load_split(data, "validation")
         assert len(load_split(data, "train")) == 1
-        losses.append(entry.record.eval_loss)
+        tuned = made(Path(cell.store.root), recipe_of(cell).tuned.loss).record
+        assert tuned.rows == tuned.available == len(rows)
+        losses.append(tuned.loss)
         folder = entry.folder / "adapter"
     assert folder is not None
     assert max(losses) - min(losses) < 1e-6
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(cell.model.id), folder)
     values = [negative_log_likelihoods(model.eval(), row) for row in rows]
     by_hand = statistics.fmean(value for part in values for value in part)
+    assert tuned.tokens == sum(map(len, values))
     assert losses[0] == pytest.approx(by_hand, abs=1e-6)
     lengths = {len(part) for part in values}
     assert len(lengths) > 1, "rows of one length could not tell"
@@ -107,25 +106,59 @@ def test_the_training_loss_is_a_mean_over_the_tokens_of_the_step(cell: RunConfig
     assert abs(mean_of_means - by_hand) > 1e-4
 
 
+def test_losses_on_the_way_change_no_weight(cell: RunConfig) -> None:
+    """They are in no key of the adapter, so that they may not touch it, dropout included."""
+    digests, curves = [], []
+    cell.train.max_steps, store = 5, Path(cell.store.root)
+    assert cell.lora.dropout > 0
+    for number, (every, rows) in enumerate([(None, None), (1, None), (2, 3)]):
+        cell.store.root = str(store.with_name(f"store-{number}"))
+        cell.train.eval_every_steps, cell.data.validation_limit = every, rows
+        _, entry = trained(cell)
+        digests.append(file_digest(entry.folder / "adapter/adapter_model.safetensors"))
+        curves.append(entry.record.curve)
+    assert len(set(digests)) == 1
+    assert [[p.loss for p in curve if p.loss is not None] for curve in curves] == (
+        3 * [[p.loss for p in curves[0]]]
+    )
+    steps = [[p.step for p in curve if p.eval_loss is not None] for curve in curves]
+    assert steps == [[], [1, 2, 3, 4, 5], [2, 4, 5]]
+    last = [p.eval_loss for p in curves[1] if p.eval_loss is not None][-1]
+    cell.store.root, cell.data.validation_limit = str(store.with_name("store-1")), None
+    loss = made(Path(cell.store.root), recipe_of(cell).tuned.loss).record.loss
+    assert last == pytest.approx(loss, abs=1e-6)
+
+
+def test_a_seeded_part_of_the_rows_for_the_held_out_loss(cell: RunConfig) -> None:
+    root = Path(cell.store.root)
+    found = {}
+    for cell.data.validation_limit in (None, 3):
+        found[cell.data.validation_limit] = made(root, recipe_of(cell).base.loss).record
+    assert found[3].rows == 3 < found[None].rows == found[3].available
+    assert found[3].tokens < found[None].tokens
+    assert found[3].loss != found[None].loss
+
+
 def test_a_host_with_two_gpus(tmp_path: Path) -> None:
     """Only the number of GPUs is made up; torch finds none, so the model stays on the CPU."""
     from datasets import Dataset
     from peft import get_peft_model
 
-    compute = Target(device="cuda", dtype="float32")
+    target = Target(device="cuda", dtype="float32")
     tokenizer = tiny_tokenizer()
     row = {"input_ids": [5, 6, 7, 8], "loss_mask": [0, 1, 1, 1], "lengths": [4]}
     rows: Any = SimpleNamespace(dataset=lambda: Dataset.from_list([row] * 2))
+    watch = trainer.Watched(events=silent(), advance=lambda _: None, steps=1, tokens_a_step=8)
     model = get_peft_model(tiny_llama(tokenizer), targets.peft_config(LoraConfig(r=2)))
     with mock.patch("torch.cuda.device_count", return_value=2):
-        arguments = trainer.sft_arguments(TrainConfig(micro_batch_size=2), compute, 1, tmp_path)
+        arguments = trainer.sft_arguments(TrainConfig(micro_batch_size=2), target, 1, tmp_path)
         assert arguments.n_gpu == 1 and arguments.train_batch_size == 2
-        made = trainer.sft_trainer(model, arguments, tokenizer, rows, rows, lambda _: None, 1)
+        made = trainer.sft_trainer(model, arguments, tokenizer, rows, rows.dataset(), watch)
         assert made.train().global_step == 1
         # Without that line TRL refuses, after the base was scored.
         arguments._n_gpu = 2
         with pytest.raises(ValueError, match=r"does not support `nn\.DataParallel`"):
-            trainer.sft_trainer(model, arguments, tokenizer, rows, rows, lambda _: None, 1)
+            trainer.sft_trainer(model, arguments, tokenizer, rows, rows.dataset(), watch)
 
 
 @pytest.mark.parametrize("pad", list(PadToken))
@@ -145,7 +178,6 @@ def test_a_loss_that_is_not_the_models_is_refused(cell: RunConfig) -> None:
     """Llama ignores `logit_scale`, which TRL's head takes from any configuration."""
     import json
     import shutil
-    from pathlib import Path
 
     folder = shutil.copytree(cell.model.id, Path(cell.store.root).parent / "scaled")
     plain = json.loads((folder / "config.json").read_text())

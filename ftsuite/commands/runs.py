@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import sys
 from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ftsuite.analysis.compare import find_comparison
@@ -13,11 +14,11 @@ from ftsuite.commands.display import MOST_ROWS, one_line, table, write, write_js
 from ftsuite.commands.selection import store_root
 from ftsuite.jsonfile import to_json
 from ftsuite.reporting import formats as fmt
+from ftsuite.store.pruning import bytes_of, is_pruned
 from ftsuite.studies import study
 
 if TYPE_CHECKING:
     from argparse import Namespace
-    from pathlib import Path
 
     from ftsuite.errors import StoreError
     from ftsuite.records import Comparison, RunRecord
@@ -39,7 +40,8 @@ def runs(options: Namespace) -> int:
     if options.json:
         write_json([run_object(root, path, record) for path, record in found])
     elif found:
-        _write_table([record for _, record in found], MOST_ROWS if not options.all else None)
+        most = None if options.all else MOST_ROWS
+        _write_table(root, [record for _, record in found], most)
     else:
         write(f"no such runs in {root}; `ftsuite run +sweep=lora_rank` makes some")
     sys.stdout.flush()
@@ -75,24 +77,50 @@ def run_object(root: Path, path: Path, record: RunRecord) -> dict[str, Any]:
             for s in record.stages
         ],
         "artifacts": artifacts(root, record),
+        "bytes": sizes(root, record),
         "failure": to_json(record.failure) if record.failure else None,
     }
 
 
 def artifacts(root: Path, record: RunRecord) -> dict[str, str | None]:
-    """Paths of the adapter and the merged model; None for one that is not there."""
+    """Paths of the adapter and the merged model; None for one that is not there, or was freed."""
     found: dict[str, str | None] = dict.fromkeys(ARTIFACTS)
     for name in ARTIFACTS:
-        if name in record.artifacts and (root / record.artifacts[name]).exists():
+        if name not in record.artifacts or is_pruned(entry_folder(root, record, name)):
+            continue
+        if (root / record.artifacts[name]).exists():
             found[name] = str(root / record.artifacts[name])
     return found
+
+
+def sizes(root: Path, record: RunRecord) -> dict[str, int | None]:
+    """Bytes on disk of the adapter and the merged model; None for one that was never made."""
+    return {
+        name: bytes_of(root / record.artifacts[name]) if name in record.artifacts else None
+        for name in ARTIFACTS
+    }
+
+
+def entry_folder(root: Path, record: RunRecord, artifact: str) -> Path:
+    """Folder of the store's entry that an artifact of the run belongs to."""
+    stage, key = Path(record.artifacts[artifact]).parts[:2]
+    return root / stage / key
+
+
+def _on_disk(root: Path, record: RunRecord) -> str:
+    """Sizes of adapter and merged model, such as `1.2 MB + freed`."""
+    found = sizes(root, record)
+    if all(size is None for size in found.values()):
+        return fmt.NONE
+    freed = {n for n in ARTIFACTS if found[n] == 0 and is_pruned(entry_folder(root, record, n))}
+    return " + ".join("freed" if name in freed else fmt.size(found[name] or 0) for name in found)
 
 
 def _headline(record: RunRecord) -> Comparison | None:
     return find_comparison(record, record.config.get("evals", {}).get("headline", ""))
 
 
-def _write_table(records: list[RunRecord], most: int | None) -> None:
+def _write_table(root: Path, records: list[RunRecord], most: int | None) -> None:
     shown = [
         record
         for _, of_study in itertools.groupby(records, key=lambda one: one.study)
@@ -111,9 +139,10 @@ def _write_table(records: list[RunRecord], most: int | None) -> None:
                 change or fmt.change(headline.difference if headline else None),
                 fmt.seconds(seconds) if seconds else fmt.NONE,
                 f"{sum(s.reused for s in record.stages)}/{len(record.stages)}",
+                _on_disk(root, record),
             )
         )
-    headers = ("=study", "=run", "label", "=status", ">headline Δ", ">time", ">stored")
+    headers = ("=study", "=run", "label", "=status", ">headline Δ", ">time", ">stored", ">on disk")
     failures = [
         one_line(f"{r.run_id} failed in {r.failure.stage}: {r.failure.message}")
         for r in shown
@@ -122,7 +151,8 @@ def _write_table(records: list[RunRecord], most: int | None) -> None:
     write(
         table(fmt.plural(len(records), "run"), headers, rows),
         *_left_out(records, most),
-        "time: to train, merge and evaluate. stored: stages found in the store.",
+        "time: to train, merge and evaluate. stored: stages found in the store. on disk: adapter + "
+        "merged model.",
         *failures,
     )
 

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 from ftsuite.analysis import ranking
 from ftsuite.analysis.compare import verdict
 from ftsuite.commands.display import metric_name, one_line, table, write, write_json
-from ftsuite.commands.runs import artifacts
+from ftsuite.commands.runs import artifacts, entry_folder
 from ftsuite.commands.selection import find_run, store_root
 from ftsuite.commands.show_documents import show_documents
 from ftsuite.config import RunConfig, to_plain
 from ftsuite.jsonfile import to_json
 from ftsuite.reporting import formats as fmt
 from ftsuite.reporting import probes
+from ftsuite.store.pruning import pruned
 from ftsuite.studies import study
 
 if TYPE_CHECKING:
@@ -93,13 +94,26 @@ def _summary(root: Path, path: Path, record: RunRecord) -> Table:
         ("made", f"{made.started_at} to {made.finished_at}, {made.device}, {made.dtype}"),
         ("code", f"ftsuite {made.ftsuite}, git {made.git_commit[:12] or 'unknown'}{dirty}"),
         ("record", str(path)),
-        *((name, found) for name, found in artifacts(root, record).items() if found),
+        *_artifacts(root, record),
     ]
     if record.model:
         note = f" ({record.model.note})" if record.model.note else ""
         source = f"{record.model.source} {record.model.revision[:12]}"
         rows.insert(2, ("base model", f"{record.model.id}{note}, {source}"))
     return table(f"{record.study}/{record.label}", ("", ""), rows)
+
+
+def _artifacts(root: Path, record: RunRecord) -> list[tuple[str, str]]:
+    """Where adapter and merged model lie, or how one that was freed is made again."""
+    rows = []
+    for name, path in artifacts(root, record).items():
+        if path is not None:
+            rows.append((name, path))
+        elif name in record.artifacts and (gone := pruned(entry_folder(root, record, name))):
+            folder = entry_folder(root, record, name)
+            again = f"delete {folder} and run: {record.provenance.command} store.keep=all"
+            rows.append((name, f"freed ({fmt.size(gone.bytes)}); to make it again, {again}"))
+    return rows
 
 
 def _settings(config: dict[str, Any]) -> RenderableType:

@@ -67,6 +67,11 @@ def names_like(words: Collection[str], names: Iterable[str], group: str | None) 
     return [name for name in found if name != group] or found
 
 
+def can_be_asked_or_answered(name: str) -> bool:
+    """Say whether a column's name may make it the question or the answer, if nothing else does."""
+    return bool(names_like({*QUESTIONS, *ANSWERS}, [name], None))
+
+
 def listed(names: Iterable[object]) -> str:
     """Return column names in quotation marks, the first few of many."""
     shown = [repr(shorten(str(name))) if name else "one without a name" for name in names]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from ftsuite.errors import StoreError
 from ftsuite.events import Events, path_of, to_file
 from ftsuite.measure import measure
-from ftsuite.store import entries
+from ftsuite.store import commit, entries
 from ftsuite.store.entries import Entry, StageSpec, folder_of
 from ftsuite.store.stage import function_of
 
@@ -60,7 +60,7 @@ def compute(
         record: T = function_of(stage.FUNCTION)(stage, folders, out, sink)
         return record
 
-    return entries.run_stage(root, _spec(stage, work), on_wait=on_wait)
+    return commit.run_stage(root, _spec(stage, work), on_wait=on_wait)
 
 
 def compute_many(
@@ -108,25 +108,26 @@ class _Work:
 
 def _begun(root: Path, stage: Stage[Any], leased: ExitStack) -> _Work | None:
     spec = _spec(stage, _never)
-    lease = entries.leased_if_free(root, spec)
+    lease = commit.leased_if_free(root, spec)
     if lease is None:
         return None
     held = leased.enter_context(ExitStack())
     held.callback(lease.release)
-    if lookup(root, stage) is not None:
+    found = lookup(root, stage)
+    if found is not None and not found.pruned:
         held.close()
         return None
-    partial = held.enter_context(entries.work(spec, root, lease))
+    partial = held.enter_context(commit.work(spec, root, lease))
     return _Work(stage=stage, spec=spec, partial=partial, held=held)
 
 
 def _ended(root: Path, work: _Work, result: Any, seconds: float, usage: Usage) -> Exception | None:
     """Store a result, or give up its work; the lease is given back."""
     try:
-        with work.held, entries.full_disk_is_an_error(root):
+        with work.held, commit.full_disk_is_an_error(root):
             if isinstance(result, Exception):
                 raise result
-            entries.commit(work.spec, root, work.partial, result, seconds, usage)
+            commit.commit(work.spec, root, work.partial, result, seconds, usage)
     except Exception as error:
         return error
     return None

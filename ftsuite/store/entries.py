@@ -6,6 +6,7 @@ Layout, below the store's root:
 <stage>/<key>/inputs.json     what the key was made from
 <stage>/<key>/result.json     the record, the files with size and sha256, seconds, memory, checksum
 <stage>/<key>/…               files
+<stage>/<key>/pruned.json     which of the files were freed to save space (pruning.py)
 <stage>/<key>.partial-<token>/  work in progress of one holder, never read as a result
 <stage>/<key>.lease           who computes it (leases.py)
 <stage>/<key>.events.jsonl    what it tells while it works (events.py)
@@ -19,42 +20,26 @@ layout's own version; upstream results enter by their keys, never by a path.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
-import os
-import shutil
-import tempfile
-import time
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from ftsuite import jsonfile
-from ftsuite.errors import FtsuiteError, StageError, StoreError, redacted, secret_in
+from ftsuite.errors import StoreError
 from ftsuite.jsonfile import canonical as canonical
 from ftsuite.jsonfile import digest as digest
-from ftsuite.measure import measure
-from ftsuite.store import leases
+from ftsuite.store.stage import LAYOUT
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
-    from ftsuite.measure import Usage
-    from ftsuite.store.leases import Lease
 
 T = TypeVar("T")
 
-LAYOUT = 2
-"""Version of what an entry's files hold; entries of another layout are not found.
-
-2: the checksum covers the whole of result.json.
-"""
-FULL_DISK_BYTES = 100_000
-"""Free space below which a failed stage is blamed on the disk."""
-SMALLEST_FILE_BYTES = 4096
-"""What a disk must take for a run to begin: a block of an ordinary file system."""
+PRUNED = "pruned.json"
+"""Lists the files of an entry that were freed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +77,8 @@ class Entry(Generic[T]):
     reused: bool
     peak_memory_bytes: int
     peak_device_bytes: int
+    pruned: bool = False
+    """Whether files of it were freed: its record is whole, but nothing can be built on it."""
 
 
 def file_digest(path: Path) -> str:
@@ -116,7 +103,10 @@ def lookup(root: Path, spec: StageSpec[T]) -> Entry[T] | None:
         return None
     _check_inputs(folder, spec)
     result = _read_result(folder)
+    pruned = pruned_files(folder)
     for name, facts in result["files"].items():
+        if name in pruned:
+            continue
         path = folder / name
         if not path.is_file() or path.stat().st_size != facts["bytes"]:
             raise _corrupted(folder, f"{name} is missing or not {facts['bytes']} bytes long")
@@ -129,45 +119,8 @@ def lookup(root: Path, spec: StageSpec[T]) -> Entry[T] | None:
         reused=True,
         peak_memory_bytes=result["peak_memory_bytes"],
         peak_device_bytes=result["peak_device_bytes"],
+        pruned=bool(pruned),
     )
-
-
-def run_stage(
-    root: Path,
-    spec: StageSpec[T],
-    *,
-    on_miss: Callable[[], None] = lambda: None,
-    on_wait: Callable[[str], None] = lambda _: None,
-) -> Entry[T]:
-    """Return the result of `spec`, from the store or by computing it once.
-
-    Args:
-        root: the store.
-        spec: what to compute.
-        on_miss: called when the result is not in the store, before anything else is done.
-        on_wait: called with the stage's name when another process computes the same result.
-
-    Raises:
-        StoreError: a stored entry is corrupted or contradicts its inputs, or the inputs hold a
-            secret.
-        StageError: the disk is full.
-    """
-    found = lookup(root, spec)
-    while found is None:
-        on_miss()
-        with leased(root, spec, on_wait) as lease:
-            # Another process may have finished while this one waited.
-            found = lookup(root, spec)
-            if found is None:
-                with full_disk_is_an_error(root), work(spec, root, lease) as partial:
-                    started = time.monotonic()
-                    with measure() as usage:
-                        record = spec.compute(partial)
-                    commit(spec, root, partial, record, time.monotonic() - started, usage)
-                made = lookup(root, spec)
-                if made is not None:
-                    return replace(made, reused=False)
-    return found
 
 
 def verify(folder: Path) -> None:
@@ -184,7 +137,8 @@ def checked_file(folder: Path, name: str) -> Path:
     """Return the path of a file of the entry in `folder`, once its sha256 was checked.
 
     Raises:
-        StoreError: there is no such entry or file, or its bytes are not those that were stored.
+        StoreError: there is no such entry or file, it was pruned, or its bytes are not those that
+            were stored.
     """
     if not folder.exists():
         raise StoreError(f"{folder}: no such entry in the store; run the study again to make it")
@@ -193,141 +147,39 @@ def checked_file(folder: Path, name: str) -> Path:
         raise StoreError(
             f"{folder}: holds no {name}, as an earlier version made it; run the study again"
         )
+    if name in pruned_files(folder):
+        raise StoreError(
+            f"{folder}: {name} was pruned to save space; to make it again, delete this folder and "
+            "run its study again with store.keep=all"
+        )
     path = folder / name
     if not path.is_file() or file_digest(path) != facts["sha256"]:
         raise _corrupted(folder, f"{name} does not have the sha256 it was stored with")
     return path
 
 
-def require_writable(folder: Path, setting: str) -> None:
-    """Make `folder` and check that files can be written there.
-
-    Args:
-        folder: of the store or of the reports.
-        setting: which one names it.
+def stored_files(folder: Path) -> dict[str, dict[str, Any]]:
+    """Names of the files that an entry was stored with → their `bytes` and `sha256`.
 
     Raises:
-        StoreError: it cannot be made, or nothing can be written there.
+        StoreError: the entry is corrupted.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        # Permissions do not tell: root may write anywhere but on a read-only file system.
-        with tempfile.TemporaryFile(dir=folder) as file:
-            file.write(bytes(SMALLEST_FILE_BYTES))
-    except OSError as error:
-        raise _unwritable(folder, setting, error) from error
+    files: dict[str, dict[str, Any]] = _read_result(folder)["files"]
+    return files
 
 
-def _unwritable(folder: Path, setting: str, error: OSError) -> StoreError:
-    also = " or FTSUITE_STORE" if setting == "store.root" else ""
-    return jsonfile.unwritable(f"{setting}: {folder}", error, f"{setting}{also}")
-
-
-def leased_if_free(root: Path, spec: StageSpec[Any]) -> Lease | None:
-    """Take the lease of a result if nobody has it; it must be released.
+def pruned_files(folder: Path) -> frozenset[str]:
+    """Names of the files that were freed; one may still lie there if a kill came in between.
 
     Raises:
-        StoreError: the store cannot be written.
+        StoreError: the entry's pruned.json cannot be read.
     """
-    folder = folder_of(root, spec.name, spec.key)
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        return leases.acquire(folder)
-    except OSError as error:
-        raise _unwritable(folder.parent, "store.root", error) from error
-
-
-@contextmanager
-def work(spec: StageSpec[Any], root: Path, lease: Lease) -> Iterator[Path]:
-    """Give a folder to compute `spec` in, and clear up where that fails.
-
-    Where the lease was lost meanwhile, whoever took it over has moved the folder away: an error
-    that follows from it is dropped with the work, which is no longer wanted.
-
-    Raises:
-        StoreError: the inputs hold a secret.
-    """
-    # Redacting them would make them differ from the key's.
-    if secret := secret_in(canonical(spec.inputs)):
-        raise StoreError(
-            f"{spec.name}: its inputs hold the value of {secret}, which would be stored; take it "
-            "out of the settings, the task and the probe files"
-        )
-    partial = _own_partial(folder_of(root, spec.name, spec.key), spec, lease)
-    # A kill just before the rename leaves one behind; it must not be listed among the files.
-    (partial / "result.json").unlink(missing_ok=True)
-    _write_durably(partial / "inputs.json", spec.inputs)
-    try:
-        yield partial
-    except BaseException as error:
-        if not spec.resumable:
-            shutil.rmtree(partial, ignore_errors=True)
-        if lease.check() or not isinstance(error, Exception):
-            raise
-
-
-def commit(
-    spec: StageSpec[Any], root: Path, partial: Path, record: Any, seconds: float, usage: Usage
-) -> None:
-    """Make a result visible; where somebody else was first, theirs stays.
-
-    Args:
-        spec: what was computed.
-        root: the store.
-        partial: the folder of `work`.
-        record: the result.
-        seconds: that computing it took.
-        usage: highest memory meanwhile.
-    """
-    folder = folder_of(root, spec.name, spec.key)
-    files = {
-        str(path.relative_to(partial)): {"bytes": path.stat().st_size, "sha256": file_digest(path)}
-        for path in sorted(partial.rglob("*"))
-        if path.is_file() and path != partial / "inputs.json"
-    }
-    result = {
-        "record": redacted(jsonfile.to_json(record)),
-        "files": files,
-        "seconds": round(seconds, 3),
-        "peak_memory_bytes": usage.memory_bytes,
-        "peak_device_bytes": usage.device_bytes,
-    }
-    _write_durably(partial / "result.json", {**result, jsonfile.CHECKSUM: digest(result)})
-    try:
-        os.rename(partial, folder)
-    except OSError as error:
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-            raise
-        # Equal inputs give one result.
-        shutil.rmtree(partial)
-    _sync_folder(folder.parent)
-
-
-def _own_partial(folder: Path, spec: StageSpec[Any], lease: Lease) -> Path:
-    """A folder that no other holder writes into, with what an ended one has left where it helps."""
-    own = folder.with_name(f"{folder.name}.partial-{lease.token[:8]}")
-    left = sorted(folder.parent.glob(f"{folder.name}.partial*"), key=lambda p: p.stat().st_mtime)
-    if left and spec.resumable:
-        os.rename(left.pop(), own)
-    for path in left:
-        shutil.rmtree(path)
-    own.mkdir(parents=True, exist_ok=True)
-    return own
-
-
-def _write_durably(path: Path, plain: Any) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        json.dump(plain, file, indent=1, ensure_ascii=False)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        return frozenset(json.loads((folder / PRUNED).read_text(encoding="utf-8"))["files"])
+    except FileNotFoundError:
+        return frozenset()
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise _corrupted(folder, f"{PRUNED} cannot be read: {error}") from error
 
 
 def _read_result(folder: Path) -> dict[str, Any]:
@@ -359,45 +211,3 @@ def _check_inputs(folder: Path, spec: StageSpec[Any]) -> None:
 
 def _corrupted(folder: Path, what: str) -> StoreError:
     return StoreError(f"store entry {folder} is corrupted: {what}; delete the folder and run again")
-
-
-@contextmanager
-def leased(
-    root: Path, spec: StageSpec[Any], on_wait: Callable[[str], None] = lambda _: None
-) -> Iterator[Lease]:
-    """Hold the lease of a result, waiting for who computes it.
-
-    Raises:
-        StoreError: the store cannot be written.
-    """
-    folder = folder_of(root, spec.name, spec.key)
-    with ExitStack() as stack:
-        try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            lease = stack.enter_context(leases.held(folder, lambda _: on_wait(spec.name)))
-        except OSError as error:
-            raise _unwritable(folder.parent, "store.root", error) from error
-        yield lease
-
-
-@contextmanager
-def full_disk_is_an_error(root: Path) -> Iterator[None]:
-    """Say in words that the disk is full, whoever found out.
-
-    Raises:
-        StageError: it is.
-    """
-    try:
-        yield
-    except FtsuiteError:
-        raise
-    except Exception as error:
-        # safetensors and torch wrap the errno in their own exceptions and keep only its text.
-        texts = os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT)
-        told = any(text in str(error) for text in texts)
-        # torch says only "iostream error".
-        if not told and shutil.disk_usage(root).free > FULL_DISK_BYTES:
-            raise
-        raise StageError(
-            f"no space left on the disk of {root}; free some, or set store.root or FTSUITE_STORE"
-        ) from error

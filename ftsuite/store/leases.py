@@ -145,6 +145,21 @@ def held(path: Path, on_wait: Callable[[Holder], None] = lambda _: None) -> Iter
         lease.release()
 
 
+@contextmanager
+def held_if_free(path: Path) -> Iterator[Lease | None]:
+    """Hold the lease of `path` if nobody does; the value is None where somebody does.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    lease = acquire(path)
+    try:
+        yield lease
+    finally:
+        if lease is not None:
+            lease.release()
+
+
 def holder(path: Path) -> Holder | None:
     """Who holds the lease of `path`; None where it is free. Writes nothing, and does not wait."""
     found = _read(lease_path(path))

@@ -112,7 +112,9 @@ def complete(
 def _with_loss(train: TrainSummary, loss: float) -> TrainSummary:
     """The training with its held-out loss at the end, also as the curve's last point."""
     last = CurvePoint(step=train.steps, eval_loss=loss)
-    return dataclasses.replace(train, eval_loss=loss, curve=(*train.curve, last))
+    # Where training looked at its last step too, at rows and by batches of its own.
+    curve = [one for one in train.curve if one.step != last.step or one.eval_loss is None]
+    return dataclasses.replace(train, eval_loss=loss, curve=(*curve, last))
 
 
 def notes(config: RunConfig, data: DataSummary) -> list[str]:

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from ftsuite.errors import CellsFailed
 from ftsuite.reporting.report import render
-from ftsuite.store.entries import require_writable
+from ftsuite.store.commit import require_writable
 from ftsuite.studies import study
+from ftsuite.studies.keep import keep
 from ftsuite.tracking import check, track
 
 if TYPE_CHECKING:
@@ -42,6 +43,8 @@ def finish(config: RunConfig, manifest: StudyManifest, root: Path) -> None:
         report = render(whole, records, Path(config.store.reports) / manifest.study)
         print(f"report: {report}")
         for line in track(config.tracking, whole, records, report.parent, root):
+            print(line)
+        for line in keep(config.store, root, whole, records):
             print(line)
     mine = {cell.run_id for cell in manifest.cells}
     records = [record for record in records if record.run_id in mine]

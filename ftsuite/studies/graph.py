@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,8 @@ from ftsuite.graphrecords import CellStages, StageRef, StudyGraph
 from ftsuite.jsonfile import canonical
 from ftsuite.models import embedded, sources
 from ftsuite.recipe import Recipe, recipe
-from ftsuite.store.computing import entry_folder
+from ftsuite.store.entries import folder_of as entry_folder_of
+from ftsuite.store.pruning import is_pruned
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -101,13 +103,20 @@ def missing(planned: Iterable[Planned], root: Path) -> list[Task]:
     """The stages whose results are not in the store, in the order of the cells."""
     found: dict[str, tuple[Stage[Any], str, str]] = {}
     needed_by: dict[str, list[str]] = {}
-    there: dict[str, bool] = {}
+    is_there = functools.cache(lambda stage, key: entry_folder_of(root, stage, key).exists())
+    is_freed = functools.cache(lambda stage, key: is_pruned(entry_folder_of(root, stage, key)))
     checks: dict[str, str] = {}
     for one in planned:
-        for name, stage in one.recipe.named():
-            if stage.key not in there:
-                there[stage.key] = entry_folder(root, stage).exists()
-            if not there[stage.key]:
+        named = list(one.recipe.named())
+        wanted = {stage.key for _, stage in named if not is_there(stage.NAME, stage.key)}
+        # What is to be built on files that were freed needs them again: backwards, for those may
+        # need others.
+        for _, stage in reversed(named):
+            if stage.key in wanted:
+                freed = (up for up in stage.upstreams if is_freed(up.stage, up.key))
+                wanted.update(up.key for up in freed)
+        for name, stage in named:
+            if stage.key in wanted:
                 found.setdefault(stage.key, (stage, name, one.cell.place))
                 needed_by.setdefault(stage.key, []).append(one.cell.entry.run_id)
                 if one.recipe.is_of_tuned(name):

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from ftsuite import devices, jsonfile, progress
+from ftsuite.choices import Keep
 from ftsuite.errors import FtsuiteError
 from ftsuite.executors import local
 from ftsuite.executors.inline import Inline
 from ftsuite.executors.schedule import Outcome, Schedule, Task
 from ftsuite.store.computing import lookup
 from ftsuite.studies import cells as records
-from ftsuite.studies import graph, study
+from ftsuite.studies import graph, keep, study
 from ftsuite.training import fidelity
 from ftsuite.worker import error_of
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ftsuite.events import Event, Listener, Source
-    from ftsuite.records import RunRecord
+    from ftsuite.records import RunRecord, StudyManifest
     from ftsuite.stages import CheckMerge
     from ftsuite.studies.graph import Planned, Unplanned
     from ftsuite.studies.study import Cell
@@ -30,7 +31,7 @@ PREPARATION = "preparation"
 """What a record calls what went wrong before any stage."""
 
 
-def run(cells: Sequence[Cell], root: Path, listen: Listener) -> list[str]:
+def run(manifest: StudyManifest, cells: Sequence[Cell], root: Path, listen: Listener) -> list[str]:
     """Run cells and leave their records; a failure becomes a record too.
 
     A complete record stays in its place until a stage has to be computed: to run a finished cell
@@ -38,7 +39,8 @@ def run(cells: Sequence[Cell], root: Path, listen: Listener) -> list[str]:
     left with the status 'running', which readers see as 'interrupted'.
 
     Args:
-        cells: of one study, in order.
+        manifest: of the command.
+        cells: its cells, in order.
         root: the store.
         listen: told of every event of every stage.
 
@@ -55,7 +57,7 @@ def run(cells: Sequence[Cell], root: Path, listen: Listener) -> list[str]:
     jsonfile.write(path, graph.for_watchers(cells[0].study, ready))
     tasks = graph.missing(ready, root)
     config = cells[0].config
-    with _Study(planned, tasks, root) as running:
+    with _Study(planned, tasks, root, manifest) as running:
         if config.executor.name == "inline":
             running.go(Inline(root), listen)
         else:
@@ -68,7 +70,11 @@ class _Study:
     """The cells of a study while their stages are computed."""
 
     def __init__(
-        self, planned: Sequence[Planned | Unplanned], tasks: Sequence[Task], root: Path
+        self,
+        planned: Sequence[Planned | Unplanned],
+        tasks: Sequence[Task],
+        root: Path,
+        manifest: StudyManifest,
     ) -> None:
         self._planned = {one.cell.entry.run_id: one for one in planned}
         self._tasks, self._root = tasks, root
@@ -78,9 +84,14 @@ class _Study:
             for run_id in task.run_ids:
                 self._left[run_id].add(task.stage.key)
         self._computed: dict[str, set[str]] = {run_id: set() for run_id in self._planned}
-        self._records: dict[str, RunRecord] = {}
+        self._statuses: dict[str, str] = {}
+        self._kept: list[RunRecord] = []
         self._claims = ExitStack()
-        self._claimed: dict[str, ExitStack] = {}
+        self._claimed: dict[str, tuple[ExitStack, bool]] = {}
+        self._manifest, self._store = manifest, planned[0].cell.config.store
+        self._others: frozenset[str] = frozenset()
+        if self._store.keep is not Keep.all:
+            self._others = keep.elsewhere(root, manifest.study)
         self._said = set[str]()
 
     def __enter__(self) -> _Study:
@@ -91,7 +102,7 @@ class _Study:
 
     def statuses(self) -> list[str]:
         """Each cell's status, in order."""
-        return [self._records[run_id].status for run_id in self._planned]
+        return [self._statuses[run_id] for run_id in self._planned]
 
     def go(self, executor: Inline | local.Workers, listen: Listener) -> None:
         """Compute what is missing, and leave a record of each cell."""
@@ -117,7 +128,7 @@ class _Study:
                 for run_id in outcome.task.run_ids:
                     self._fail(run_id, PREPARATION, outcome.error)
         for run_id, left in self._left.items():
-            if not left and run_id not in self._records:
+            if not left and run_id not in self._statuses:
                 self._complete(run_id)
 
     def _settle(self, outcome: Outcome) -> None:
@@ -132,13 +143,13 @@ class _Study:
             self._left[run_id].discard(task.stage.key)
             one = self._planned[run_id]
             assert isinstance(one, graph.Planned)
-            if run_id in self._records:
+            if run_id in self._statuses:
                 continue
             if task.stage is one.recipe.data:
                 self._say_notes(one)
             if task.stage.NAME == "check":
                 self._judge(run_id, one, task)
-            if not self._left[run_id] and run_id not in self._records:
+            if not self._left[run_id] and run_id not in self._statuses:
                 self._complete(run_id)
 
     def _judge(self, run_id: str, one: Planned, task: Task) -> None:
@@ -155,14 +166,15 @@ class _Study:
     def _begin(self, source: Source) -> None:
         """Write 'running' for the first cell that needs a stage, once."""
         run_id = source.run_ids[0]
-        if run_id in self._claimed or run_id in self._records:
+        if run_id in self._claimed or run_id in self._statuses:
             return
         one = self._planned[run_id]
         path = self._path(run_id)
         claim = self._claims.enter_context(ExitStack())
-        self._claimed[run_id] = claim
         # Another command may have this cell in hand; then it is the one that says so.
-        if claim.enter_context(study.claimed_if_free(path)):
+        is_mine = claim.enter_context(study.claimed_if_free(path))
+        self._claimed[run_id] = (claim, is_mine)
+        if is_mine:
             jsonfile.write(path, records.begun(one.cell, one.target))
 
     def _complete(self, run_id: str) -> None:
@@ -179,7 +191,7 @@ class _Study:
             self._write(run_id, record)
 
     def _fail(self, run_id: str, stage: str, error: dict[str, Any]) -> None:
-        if run_id in self._records:
+        if run_id in self._statuses:
             return
         one = self._planned[run_id]
         record = records.begun(one.cell, one.target)
@@ -195,12 +207,9 @@ class _Study:
     def _write(self, run_id: str, record: RunRecord) -> None:
         """Write a cell's record, unless what is there tells more."""
         path = self._path(run_id)
-        if (claim := self._claimed.pop(run_id, None)) is not None:
-            claim.close()
-            was_begun = True
-        else:
-            was_begun = False
-        with study.claimed(path):
+        was_begun = run_id in self._claimed
+        claim, is_mine = self._claimed.pop(run_id, (ExitStack(), False))
+        with claim, nullcontext() if is_mine else study.claimed(path):
             earlier = records.previous(path)
             if earlier and records.same_results(earlier, record):
                 # Nothing was computed, so the record still tells of the run that did.
@@ -209,7 +218,24 @@ class _Study:
             # Nothing was computed and the run failed: what was complete before still is.
             if not (is_lost and earlier is not None and earlier.status == "complete"):
                 jsonfile.write(path, record)
-        self._records[run_id] = record
+        self._statuses[run_id] = record.status
+        self._free(record)
+
+    def _free(self, record: RunRecord) -> None:
+        """Free what `store.keep` gives up: a disk must not fill while the sweep goes on."""
+        config = self._store
+        if config.keep is Keep.all:
+            return
+        self._kept.append(record)
+        needed = {
+            one.recipe.merged.key
+            for run_id, one in self._planned.items()
+            if isinstance(one, graph.Planned) and run_id not in self._statuses
+        }
+        for line in keep.after_cell(
+            config, self._root, self._manifest, self._kept, needed=needed, others=self._others
+        ):
+            progress.note(record.label, line)
 
     def _path(self, run_id: str) -> Path:
         return study.record_path(self._root, self._planned[run_id].cell.study, run_id)

@@ -103,12 +103,8 @@ def claimed(path: Path) -> Iterator[None]:
 def claimed_if_free(path: Path) -> Iterator[bool]:
     """Hold the run's lease if nobody does; the value says whether it was free."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    lease = leases.acquire(path)
-    try:
+    with leases.held_if_free(path) as lease:
         yield lease is not None
-    finally:
-        if lease is not None:
-            lease.release()
 
 
 @contextmanager

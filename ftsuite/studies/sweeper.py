@@ -178,7 +178,7 @@ def run(sweep: Sweep) -> None:
                 _plain_lines(source, event)
                 track(source, event)
 
-            statuses = running.run(cells, root, listen)
+            statuses = running.run(sweep.manifest, cells, root, listen)
         finish(sweep.configs[0], sweep.manifest, root)
     if failed := statuses.count("failed"):
         # Their records are complete, or `finish` had raised.

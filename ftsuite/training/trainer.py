@@ -187,6 +187,13 @@ def _token_mean() -> Any:
             self.held_out.append((float(found[0]) * labels, labels))
             return found
 
+        def evaluate(self, *arguments: Any, **named: Any) -> Any:
+            import torch
+
+            # Each pass of a data loader draws a seed, which would move the dropout of later steps.
+            with torch.random.fork_rng(devices=[]):
+                return super().evaluate(*arguments, **named)
+
         def evaluation_loop(self, *arguments: Any, **named: Any) -> Any:
             self.held_out: list[tuple[float, int]] = []
             output = super().evaluation_loop(*arguments, **named)

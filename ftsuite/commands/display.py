@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 WIDEST_UNBROKEN = 32
 """Characters of a cell that are kept on one line where its column asks for it."""
+MOST_ROWS = 40
+"""Rows of a list of cells or runs that are printed without --all."""
 NARROWEST = 6
 """Characters of a column that may be folded, at least."""
 WIDE_SCREEN = 100
@@ -107,6 +109,19 @@ def table(title: str, headers: Sequence[str], rows: Sequence[Sequence[str]]) -> 
     for row in rows:
         drawn.add_row(*("\n".join(map(one_line, cell.split("\n"))) for cell in row))
     return drawn
+
+
+def left_out(there: int, most: int | None, noun: str) -> list[str]:
+    """The line that says how many rows a list leaves out; none where it has all.
+
+    Args:
+        there: rows that there are.
+        most: rows that are printed; None prints all.
+        noun: what a row is, in the singular.
+    """
+    if most is None or there <= most:
+        return []
+    return [f"The first {most:,} of {there:,} {noun}s; --all prints all, --json too."]
 
 
 def metric_name(name: str) -> str:

@@ -144,10 +144,18 @@ def held_out_tokens(summary: DataSummary, limit: int | None) -> int:
     return round(split.tokens * kept / max(1, split.rows))
 
 
-def file_tokens(config: RunConfig) -> int | None:
-    """Tokens that training goes through, from the rows and characters of the file.
+def train_tokens(tokens: float, sequences: int, train: TrainConfig) -> int:
+    """Tokens that training goes through, by those of one pass (`file_size`)."""
+    return round(tokens * passes(train, sequences))
+
+
+def file_size(config: RunConfig) -> tuple[float, int] | None:
+    """Tokens and sequences of one pass over the data, from the rows and characters of the file.
 
     None for a Hub data set, which would have to be downloaded.
+
+    Args:
+        config: its data and packing alone are read.
     """
     data = config.data
     if isinstance(readers.find_source(data.train, split="train"), HubSource):
@@ -164,8 +172,7 @@ def file_tokens(config: RunConfig) -> int | None:
         kept = min(kept, data.train_limit)
     tokens = kept * sum(rows) / len(rows)
     is_packed = config.packing.strategy is not Packing.off
-    sequences = math.ceil(tokens / data.max_length) if is_packed else kept
-    return round(tokens * passes(config.train, sequences))
+    return tokens, math.ceil(tokens / data.max_length) if is_packed else kept
 
 
 @functools.cache

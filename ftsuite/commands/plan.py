@@ -2,83 +2,38 @@
 
 from __future__ import annotations
 
-import functools
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ftsuite import devices
-from ftsuite.commands import estimate, power, score_estimate
-from ftsuite.commands.cached import cached_base
-from ftsuite.commands.display import one_line, table, write, write_json
+from ftsuite.commands import power
+from ftsuite.commands.display import MOST_ROWS, left_out, one_line, table, write, write_json
+from ftsuite.commands.planned import TO_BE_FETCHED, Known, planned_cell
 from ftsuite.commands.selection import overrides
-from ftsuite.config import to_plain
-from ftsuite.jsonfile import canonical
-from ftsuite.models.sources import Base
-from ftsuite.recipe import recipe
-from ftsuite.records import ModelIdentity
 from ftsuite.reporting import formats as fmt
-from ftsuite.stages import BaseModel, Evaluate, HeldOutLossOf, Probe, Train
-from ftsuite.store.computing import lookup
 from ftsuite.studies import study, sweeper
 
 if TYPE_CHECKING:
     from argparse import Namespace
     from collections.abc import Sequence
 
-    from ftsuite.config import RunConfig
-    from ftsuite.records import RunRecord
-    from ftsuite.store.stage import Stage
-
-TO_BE_FETCHED = "to be fetched"
-UNKNOWN = {
-    "data": estimate.DATA_SECONDS,
-    "loss": estimate.CHECK_SECONDS,
-    "merge": estimate.MERGE_SECONDS,
-    "check": estimate.CHECK_SECONDS,
-}
-"""Seconds of a stage of which neither its tokens nor earlier runs tell."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PlannedStage:
-    """One stage of one cell."""
-
-    stage: str
-    key: str
-    """Only for telling equal stages while the model is not there."""
-    stored: bool
-    seconds: float | None
-    """Still to be spent, an estimate; None if unknown."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PlannedCell:
-    """One cell of the sweep."""
-
-    label: str
-    run_id: str
-    has_model: bool
-    device: str
-    dtype: str
-    speeds: estimate.Speeds
-    train_tokens: int | None
-    tokens_estimated: bool
-    stages: tuple[PlannedStage, ...]
+    from ftsuite.commands.planned import PlannedCell
 
 
 def plan(options: Namespace) -> int:
     """Print the cells of a sweep, their stages and the costs."""
     sweep = sweeper.compose(overrides(options))
     root = Path(sweep.configs[0].store.root)
-    runs = [record for _, record in study.all_runs(root)]
-    bases: dict[str, Base | None] = {}
-    cells = []
-    for entry, config in zip(sweep.manifest.cells, sweep.configs, strict=True):
-        wanted = canonical(to_plain(config.model))
-        if wanted not in bases:
-            bases[wanted] = cached_base(config.model, root)
-        cells.append(_cell(entry.label, entry.run_id, config, bases[wanted], root, runs))
+    known = Known(
+        root=root,
+        environment=devices.probe(),
+        runs=[record for _, record in study.all_runs(root)],
+    )
+    cells = [
+        planned_cell(entry.label, entry.run_id, config, known)
+        for entry, config in zip(sweep.manifest.cells, sweep.configs, strict=True)
+    ]
     plain = {
         "study": sweep.manifest.study,
         "store": str(root),
@@ -90,81 +45,8 @@ def plan(options: Namespace) -> int:
     if options.json:
         write_json(plain)
     else:
-        _write(plain, cells)
+        _write(plain, cells, most=None if options.all else MOST_ROWS)
     return 0
-
-
-def _cell(
-    label: str,
-    run_id: str,
-    config: RunConfig,
-    base: Base | None,
-    root: Path,
-    runs: Sequence[RunRecord],
-) -> PlannedCell:
-    target = devices.resolve(config.backend, config.model, devices.probe())
-    speeds = estimate.speeds(runs, devices.describe(target.device), config)
-    stages = recipe(config, target, (base or _stand_in(config)).model)
-    data = lookup(root, stages.data) if base else None
-    tokens = (
-        estimate.stored_tokens(data.record, config.train) if data else estimate.file_tokens(config)
-    )
-    limit = config.data.validation_limit
-    held_out = estimate.held_out_tokens(data.record, limit) if data else None
-
-    @functools.cache
-    def score(task: str) -> float | None:
-        folder = base.folder if base else None
-        return _over(score_estimate.score_tokens(task, config, runs, folder, root), speeds.score)
-
-    def cost(stage: Stage[Any]) -> float | None:
-        match stage:
-            case Train():
-                return _over(tokens, speeds.train)
-            case Evaluate():
-                return score(stage.name)
-            case Probe():
-                known = speeds.seconds.get(f"probe {stage.name}")
-                return known or _over(estimate.probe_tokens(stage.probes), speeds.score)
-            case HeldOutLossOf() if held_out is not None:
-                return _over(held_out, speeds.score)
-            case _:
-                return speeds.seconds.get(stage.NAME, UNKNOWN[stage.NAME])
-
-    planned = []
-    for name, spec in stages.named():
-        stored = base is not None and lookup(root, spec) is not None
-        seconds = 0.0 if stored else cost(spec)
-        planned.append(
-            PlannedStage(
-                stage=name,
-                key=spec.key,
-                stored=stored,
-                seconds=None if seconds is None else round(seconds, 1),
-            )
-        )
-    return PlannedCell(
-        label=label,
-        run_id=run_id,
-        has_model=base is not None,
-        device=target.device,
-        dtype=target.dtype,
-        speeds=speeds,
-        train_tokens=tokens,
-        tokens_estimated=data is None,
-        stages=tuple(planned),
-    )
-
-
-def _stand_in(config: RunConfig) -> Base:
-    """A base without weights: its keys tell which cells share a stage, and nothing else."""
-    identity = ModelIdentity(id=config.model.id, source="hub", revision=TO_BE_FETCHED)
-    model = BaseModel(source="hub", revision=TO_BE_FETCHED, hub_id=config.model.id)
-    return Base(identity=identity, folder=Path(TO_BE_FETCHED), model=model)
-
-
-def _over(tokens: int | None, speed: float) -> float | None:
-    return None if tokens is None else tokens / speed
 
 
 def _cell_object(cell: PlannedCell) -> dict[str, Any]:
@@ -209,13 +91,14 @@ def _totals(cells: Sequence[PlannedCell]) -> dict[str, Any]:
     }
 
 
-def _write(plain: dict[str, Any], cells: Sequence[PlannedCell]) -> None:
+def _write(plain: dict[str, Any], cells: Sequence[PlannedCell], most: int | None) -> None:
     totals = plain["totals"]
-    rows = [_row(cell) for cell in cells]
+    rows = [_row(cell) for cell in cells[:most]]
     headers = ("cell", "=run", ">train tokens", ">stored", ">time ≈", "to compute")
     unknown = totals["stages_without_estimate"]
     tokens = totals["train_tokens"]
     lines = [
+        *left_out(len(cells), most, "cell"),
         f"{totals['to_compute']} of {totals['stages']} distinct stages to compute, "
         f"{totals['stored']} stored; shared ones count once.",
         f"estimate: {'at least ' if unknown else ''}{fmt.seconds(totals['seconds'])}"

@@ -98,12 +98,21 @@ def _family(configs: Sequence[RunConfig]) -> dict[tuple[int, str], int | None]:
 
     Tasks of lm-eval count as one metric, and their documents as unknown, where only lm-eval knows.
     """
+    # Most cells are scored alike.
+    known: dict[str, dict[str, int | None]] = {}
+    for config in configs:
+        if (mark := _mark(config)) not in known:
+            known[mark] = _metrics(config)
     return {
         (place, name): items
         for place, config in enumerate(configs)
-        for name, items in _metrics(config).items()
+        for name, items in known[_mark(config)].items()
         if name != config.evals.rank_by
     }
+
+
+def _mark(config: RunConfig) -> str:
+    return repr((config.evals, config.store.root))
 
 
 def _metrics(config: RunConfig) -> dict[str, int | None]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ftsuite.analysis.compare import find_comparison
 from ftsuite.analysis.ranking import cost
-from ftsuite.commands.display import one_line, table, write, write_json
+from ftsuite.commands.display import MOST_ROWS, one_line, table, write, write_json
 from ftsuite.commands.selection import store_root
 from ftsuite.jsonfile import to_json
 from ftsuite.reporting import formats as fmt
@@ -38,7 +40,8 @@ def runs(options: Namespace) -> int:
     if options.json:
         write_json([run_object(root, path, record) for path, record in found])
     elif found:
-        _write_table(root, [record for _, record in found])
+        most = None if options.all else MOST_ROWS
+        _write_table(root, [record for _, record in found], most)
     else:
         write(f"no such runs in {root}; `ftsuite run +sweep=lora_rank` makes some")
     sys.stdout.flush()
@@ -117,9 +120,14 @@ def _headline(record: RunRecord) -> Comparison | None:
     return find_comparison(record, record.config.get("evals", {}).get("headline", ""))
 
 
-def _write_table(root: Path, records: list[RunRecord]) -> None:
+def _write_table(root: Path, records: list[RunRecord], most: int | None) -> None:
+    shown = [
+        record
+        for _, of_study in itertools.groupby(records, key=lambda one: one.study)
+        for record in itertools.islice(of_study, most)
+    ]
     rows = []
-    for record in records:
+    for record in shown:
         headline, seconds = _headline(record), cost(record)[1]
         change = "refused" if headline and headline.refused else None
         rows.append(
@@ -137,12 +145,27 @@ def _write_table(root: Path, records: list[RunRecord]) -> None:
     headers = ("=study", "=run", "label", "=status", ">headline Δ", ">time", ">stored", ">on disk")
     failures = [
         one_line(f"{r.run_id} failed in {r.failure.stage}: {r.failure.message}")
-        for r in records
+        for r in shown
         if r.failure
     ]
     write(
         table(fmt.plural(len(records), "run"), headers, rows),
+        *_left_out(records, most),
         "time: to train, merge and evaluate. stored: stages found in the store. on disk: adapter + "
         "merged model.",
         *failures,
     )
+
+
+def _left_out(records: list[RunRecord], most: int | None) -> list[str]:
+    """A line for each study of which the table has the first runs alone."""
+    said = []
+    for name, of_study in itertools.groupby(records, key=lambda one: one.study):
+        statuses = Counter(record.status for record in of_study)
+        if most is not None and statuses.total() > most:
+            counts = ", ".join(f"{count:,} {status}" for status, count in statuses.most_common())
+            said.append(
+                f"{name}: the first {most} of {statuses.total():,} runs ({counts}); --all prints "
+                "all, --json too"
+            )
+    return [one_line(line) for line in said]

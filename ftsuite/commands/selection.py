@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
 
     from ftsuite.records import RunRecord
 
+WHOLE_ID = re.compile(r"[0-9a-f]{12}")
 MOST_NAMED = 8
 """Runs that an error names."""
 
@@ -46,6 +49,8 @@ def find_run(root: Path, reference: str) -> tuple[Path, RunRecord]:
     Raises:
         StoreError: no run, or more than one; names the candidates.
     """
+    if (named := _by_whole_id(root, reference)) is not None:
+        return named
     runs = study.all_runs(root)
     name, _, rest = reference.partition("/")
     for means in (_is_id, _is_label, _starts_id):
@@ -64,6 +69,26 @@ def find_run(root: Path, reference: str) -> tuple[Path, RunRecord]:
             )
     known = _named([record for _, record in runs]) or "none"
     raise StoreError(f"{reference}: no such run in {root}; known are: {known}")
+
+
+def _by_whole_id(root: Path, reference: str) -> tuple[Path, RunRecord] | None:
+    """The run of a whole id, alone or after its study, without reading all others; else None."""
+    name, slash, run_id = reference.rpartition("/")
+    if not WHOLE_ID.fullmatch(run_id) or (slash and not study.folder(root, name).is_dir()):
+        return None
+    found = [
+        path
+        for folder in ([study.folder(root, name)] if slash else root.glob("studies/*"))
+        if (path := folder / f"{run_id}.json").is_file()
+    ]
+    # Several, and files that are no records, are told of by who reads all.
+    if len(found) != 1 or not (found[0].parent / "study.json").is_file():
+        return None
+    with contextlib.suppress(StoreError):
+        record = study.read_run(found[0])
+        if (record.study, record.run_id) == (found[0].parent.name, run_id):
+            return found[0], record
+    return None
 
 
 def _is_id(record: RunRecord, reference: str) -> bool:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from ftsuite.analysis.compare import find_comparison
 from ftsuite.reporting import formats as fmt
-from ftsuite.reporting.tables import MOST_CELLS, beyond, difference_of, verdict_words
+from ftsuite.reporting.tables import MOST_CELLS, beyond, difference_of, first, verdict_words
 
 if TYPE_CHECKING:
     from ftsuite.records import Comparison, GateResult, RunRecord
@@ -22,11 +22,12 @@ def section(study: Study) -> str:
     """The losses in a sentence, and a row for every loss and every gate."""
     if not study.cells:
         return ""
-    rows = [row for cell in study.cells[:MOST_CELLS] for row in _rows(study, cell)]
+    cells = first(study, study.cells, MOST_CELLS)
+    rows = [row for cell in cells for row in _rows(study, cell)]
     parts = [_losses(study)]
     if rows:
         headers = ["cell", "metric", ">difference [95 %]", ">Holm p", "verdict", "gate"]
-        parts.append(fmt.table(headers, rows) + beyond(len(study.cells), MOST_CELLS))
+        parts.append(fmt.table(headers, rows) + beyond(len(study.cells), len(cells)))
     if any(cell.gates for cell in study.cells):
         parts.append(f"<sub>{NOTE}</sub>")
     return "\n\n".join(parts)

@@ -18,6 +18,7 @@ from ftsuite.reporting.marks import (
 )
 from ftsuite.reporting.svg import ACCENT, BLUE, INK, SERIES, Picture, panels, picture
 from ftsuite.reporting.sweep import Axis, log_base, numeric_axis, wants_log
+from ftsuite.reporting.tables import first
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,7 +37,7 @@ def draw(study: Study) -> Picture | None:
     if not roles:
         return None
     axis = numeric_axis(study.cells)
-    listed = study.cells[:MOST_LISTED]
+    listed = first(study, study.cells, MOST_LISTED)
     height = 3.2 if axis else 1.2 + 0.27 * len(listed)
     figure, axes = panels(len(roles), height=height)
     ends = []
@@ -147,10 +148,11 @@ def _sweep_alt(study: Study, roles: Sequence[tuple[str, str]]) -> str:
 
 
 def _sweep_caption(study: Study) -> str:
-    left_out = len(study.cells) - MOST_LISTED
-    first = "best" if study.ranking else "first"
-    only = f" The {first} {MOST_LISTED} of {len(study.cells):,} cells." if left_out > 0 else ""
-    only = "" if numeric_axis(study.cells) else only
+    listed, only = first(study, study.cells, MOST_LISTED), ""
+    if len(study.cells) > len(listed) and not numeric_axis(study.cells):
+        which = "best" if study.ranking else "first"
+        more = " and the recommended one" if len(listed) > MOST_LISTED else ""
+        only = f" The {which} {MOST_LISTED}{more} of {len(study.cells):,} cells."
     pick = " Orange: the recommended cell." if study.pick else ""
     return (
         "<sub>Dots: tuned cells with 95 % intervals; dashed: base, its interval shaded. "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ftsuite.reporting import formats as fmt
-from ftsuite.reporting.tables import MOST_CELLS, beyond
+from ftsuite.reporting.tables import MOST_CELLS, beyond, first
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -113,7 +113,7 @@ def _by_system(study: Study, name: str) -> str:
         by = f", by the checks of {fmt.escape(judge)}" if judge else ""
         rows.append([fmt.escape(system) or f"*no system prompt{by}*", *counts])
     drawn = fmt.table(["system prompt", *(f">{label}" for label, _ in models)], rows)
-    left_out = beyond(len(_cells(study)), MOST_CELLS)
+    left_out = _left_out(study)
     return f"Answers that pass, of those given:\n\n{drawn}{left_out}"
 
 
@@ -123,7 +123,7 @@ def _models(
     """A probe's results with the models' labels: distinct bases, and the tuned of each cell."""
     bases: dict[ProbeResult, str] = {}
     tuned = []
-    for cell in _cells(study)[:MOST_CELLS]:
+    for cell in first(study, _cells(study), MOST_CELLS):
         before, after = find(cell.base_probes, name), find(cell.tuned_probes, name)
         if before and before not in bases:
             model = cell.config.get("model", {}).get("name", "")
@@ -133,12 +133,18 @@ def _models(
     return [(label, probe) for probe, label in bases.items()], tuned
 
 
+def _left_out(study: Study) -> str:
+    cells = _cells(study)
+    shown = len(first(study, cells, MOST_CELLS))
+    return beyond(len(cells), shown, "the study's records")
+
+
 def _rates(study: Study, name: str) -> str:
     bases, tuned = _models(study, name)
     rows = [_rate_row(label, probe) for label, probe in [*bases, *tuned]]
     headers = ["model", ">pass with system", ">pass without"]
     headers += [">contrast with system", ">contrast without"]
-    left_out = beyond(len(_cells(study)), MOST_CELLS)
+    left_out = _left_out(study)
     note = _note([probe for _, probe in bases])
     return f"{fmt.table(headers, rows)}{left_out}\n\n<sub>{note}</sub>"
 

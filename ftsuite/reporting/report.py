@@ -1,4 +1,4 @@
-"""Records → `README.md` and plots: what a person picks a model from.
+"""Records → `README.md`, plots and, of many cells, a table: what a person picks a model from.
 
 Pure and deterministic: the same records give the same bytes, whenever and wherever they are
 rendered, and whether or not a stage was taken from the store.
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ftsuite.errors import redact
 from ftsuite.jsonfile import write_text
-from ftsuite.reporting import documents, findings, gates, plots, probes, stories, tables
+from ftsuite.reporting import allcells, documents, findings, gates, plots, probes, stories, tables
 from ftsuite.reporting import formats as fmt
 from ftsuite.reporting.conditions import conditions
 from ftsuite.reporting.environment import environment
@@ -28,7 +28,7 @@ __all__ = ["load_study", "render"]
 
 
 def render(manifest: StudyManifest, records: Sequence[RunRecord], out: Path) -> Path:
-    """Write `README.md` and its plots into the folder `out`.
+    """Write `README.md`, its plots and, of many cells, a table of all into the folder `out`.
 
     Args:
         manifest: The study's cells, in order; records of other cells are left out.
@@ -47,6 +47,10 @@ def render(manifest: StudyManifest, records: Sequence[RunRecord], out: Path) -> 
     for figure in figures.values():
         for name, text in figure.files.items():
             write_text(out / name, redact(text))
+    if allcells.is_wanted(study):
+        write_text(out / tables.ALL_CELLS, redact(allcells.text(study)))
+    else:
+        (out / tables.ALL_CELLS).unlink(missing_ok=True)
     pictures = {name: figure.markdown for name, figure in figures.items()}
     write_text(out / "README.md", redact(_text(study, pictures)))
     return out / "README.md"

@@ -19,24 +19,26 @@ if TYPE_CHECKING:
 MOST_RANKED = 50
 """Rows of the ranked table; GitHub does not render files over 512 kB."""
 MOST_CELLS = 20
-"""Rows of the other tables."""
+"""Rows of the other tables; the recommended cell always has one as well."""
+ALL_CELLS = "all-cells.csv"
+"""Every cell with every metric (allcells.py), where tables leave some out."""
 
 
 def ranked(study: Study) -> str:
     """The table to pick from: one row a cell, best first."""
     order, rows = study.ranking, []
-    places = _places(study)
-    for cell in study.cells[:MOST_RANKED]:
+    ranks, cells, pick = places(study), first(study, study.cells, MOST_RANKED), study.pick
+    for cell in cells:
         # One span an override, so that a long label can break and the table fits the page.
         name = " ".join(fmt.code(part) for part in re.split(r",(?=[\w.+/@]+=)", cell.label))
-        if cell is study.pick:
+        if cell is pick:
             name = f"**{name}** ← pick"
         near = " ≈" if order and cell.run_id in order.within_noise else ""
         found = find_comparison(cell, study.headline)
         parameters, _ = cost(cell)
         rows.append(
             [
-                f"{places[cell.run_id]}{near}" if order else fmt.NONE,
+                f"{ranks[cell.run_id]}{near}" if order else fmt.NONE,
                 name,
                 fmt.unbroken(interval_of(find_metric(cell.tuned, study.rank_by))),
                 *(fmt.unbroken(text) for text in _headline(study, cell, found)),
@@ -54,18 +56,24 @@ def ranked(study: Study) -> str:
         ">difference [95 %]",
     ]
     headers += [">Holm p", "verdict", "gates", ">parameters", ">training"]
-    return fmt.table(headers, rows) + beyond(len(study.cells), MOST_RANKED)
+    return fmt.table(headers, rows) + beyond(len(study.cells), len(cells))
 
 
-def _places(study: Study) -> dict[str, int]:
+def first(study: Study, cells: Sequence[RunRecord], most: int) -> list[RunRecord]:
+    """The first of many cells, and the recommended one wherever it stands."""
+    pick = study.pick
+    return [cell for place, cell in enumerate(cells) if place < most or cell is pick]
+
+
+def places(study: Study) -> dict[str, int]:
     """run_id → rank; cells of the same score share one."""
-    places: dict[str, int] = {}
-    scores: list[float | None] = []
-    for cell in study.cells:
+    ranks: dict[str, int] = {}
+    first_with: dict[float | None, int] = {}
+    for place, cell in enumerate(study.cells, start=1):
         metric = find_metric(cell.tuned, study.rank_by)
-        scores.append(corpus_value(metric) if metric and metric.doc_ids else None)
-        places[cell.run_id] = scores.index(scores[-1]) + 1
-    return places
+        score = corpus_value(metric) if metric and metric.doc_ids else None
+        ranks[cell.run_id] = first_with.setdefault(score, place)
+    return ranks
 
 
 def interval_of(metric: MetricScores | None) -> str:
@@ -98,11 +106,12 @@ def gates_words(cell: RunRecord) -> str:
     return "pass" if cell.gates else fmt.NONE
 
 
-def beyond(total: int, shown: int) -> str:
-    """Say how many rows a table leaves out."""
+def beyond(total: int, shown: int, where: str = f"[{ALL_CELLS}]({ALL_CELLS})") -> str:
+    """Say how many cells a table leaves out, and where they are."""
     if total <= shown:
         return ""
-    return f"\n\n{total - shown:,} further cells are in the study's records."
+    verb = "is" if total - shown == 1 else "are"
+    return f"\n\n{fmt.plural(total - shown, 'further cell')} {verb} in {where}."
 
 
 def _headline(study: Study, cell: RunRecord, found: Comparison | None) -> list[str]:
@@ -130,7 +139,7 @@ def verdict_words(study: Study, cell: RunRecord, comparison: Comparison) -> str:
 def metric(study: Study, name: str) -> str:
     """One metric: a row a cell, base against tuned."""
     rows = []
-    for cell in study.cells[:MOST_CELLS]:
+    for cell in first(study, study.cells, MOST_CELLS):
         found = find_comparison(cell, name)
         if found is None:
             rows.append([fmt.code(cell.label), *[fmt.NONE] * 6, "not scored"])
@@ -152,7 +161,7 @@ def metric(study: Study, name: str) -> str:
             )
     headers = ["cell", ">base", ">tuned", ">difference [95 %]", ">p", ">Holm p"]
     table = fmt.table([*headers, ">detectable", "verdict"], rows)
-    return table + beyond(len(study.cells), MOST_CELLS)
+    return table + beyond(len(study.cells), len(rows))
 
 
 def _detectable(study: Study, comparison: Comparison) -> str:
@@ -222,7 +231,7 @@ def stages(study: Study) -> str:
 def costs(study: Study, cells: Sequence[RunRecord]) -> str:
     """What each cell costs of its own, and the quality it buys."""
     rows = []
-    for cell in cells[:MOST_CELLS]:
+    for cell in first(study, cells, MOST_CELLS):
         parameters, own = cost(cell)
         share = (
             f"{100 * parameters / cell.train.total_parameters:.2g} %" if cell.train else fmt.NONE
@@ -246,4 +255,4 @@ def costs(study: Study, cells: Sequence[RunRecord]) -> str:
     headers = ["cell", f">{ranked if study.rank_by else 'headline'} [95 %]"]
     headers += [">trained parameters", ">training", ">tokens/s", ">train + merge + eval"]
     headers += [">training loss", ">validation loss"]
-    return fmt.table(headers, rows) + beyond(len(cells), MOST_CELLS)
+    return fmt.table(headers, rows) + beyond(len(cells), len(rows))

@@ -17,13 +17,13 @@ from ftsuite.choices import Answers
 from ftsuite.config import reset
 from ftsuite.data import prepare as data_module
 from ftsuite.data import shapes
+from ftsuite.data.readers import file_sha256
 from ftsuite.errors import ConfigError
 from ftsuite.resources import evals_dir
 from ftsuite.scoring import answers, heldout_tasks, labelnotes
 from ftsuite.stagerecords import HeldOutTasks
 from ftsuite.stages import BuildHeldOut
 from ftsuite.store.computing import compute
-from ftsuite.store.entries import file_digest
 
 if TYPE_CHECKING:
     from ftsuite.config import DataConfig, EvalsConfig, RunConfig
@@ -57,7 +57,7 @@ def stage_of(data: DataConfig, evals: EvalsConfig) -> BuildHeldOut:
         data=reset(data, "max_length", "truncate", "train_limit"),
         group=data.group,
         max_new_tokens=evals.max_new_tokens,
-        scoring_sha256=file_digest(_scoring()),
+        scoring_sha256=file_sha256(_scoring()),
         versions=provenance.versions("genson", "rensa"),
     )
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import pickle
 import re
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from hydra._internal.hydra import Hydra
@@ -27,6 +29,16 @@ from ftsuite.studies.validate import validate, validate_settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Known:
+    """What the cells of a sweep have in common: found out once, not once a cell."""
+
+    passed: set[str] = field(default_factory=set)
+    """Checks, with the sections of the configuration that have passed them (`validate`)."""
+    resolved: dict[str, bytes] = field(default_factory=dict)
+    """What lists the tasks → evals and gates with their tasks listed, pickled."""
 
 
 def new_hydra() -> tuple[Hydra, Loader]:
@@ -57,7 +69,7 @@ def from_hydra(
     config: DictConfig,
     sweep: str | None,
     overrides: Iterable[str],
-    passed: set[str] | None = None,
+    known: Known | None = None,
 ) -> RunConfig:
     """Return the typed configuration of one cell, its tasks listed, validated.
 
@@ -68,7 +80,7 @@ def from_hydra(
         config: what Hydra composed, without its own node.
         sweep: Hydra's choice of the group `sweep`: a name, a list of names, or None.
         overrides: of the command line, as they were written.
-        passed: see `validate`.
+        known: what was found out of earlier cells of the same sweep, which is added to.
 
     Raises:
         ConfigError: a value cannot work.
@@ -81,13 +93,31 @@ def from_hydra(
     assert isinstance(typed, RunConfig)
     if typed.study is None:
         typed.study = _sweep_name(sweep)
-    refuse_settings(to_plain(typed))
-    passed = set() if passed is None else passed
+    known = Known() if known is None else known
+    _refuse_secrets(typed, known.passed)
     typed.data.name = suite.data_name(typed.data)
-    validate_settings(typed, passed)
-    suite.resolve(typed, {line.partition("=")[0].lstrip("+~") for line in overrides})
-    validate(typed, passed)
+    validate_settings(typed, known.passed)
+    _resolve(typed, {line.partition("=")[0].lstrip("+~") for line in overrides}, known.resolved)
+    validate(typed, known.passed)
     return typed
+
+
+def _refuse_secrets(config: RunConfig, passed: set[str]) -> None:
+    for name, value in to_plain(config).items():
+        mark = f"no secrets in {name} {value!r}"
+        if mark not in passed:
+            refuse_settings({name: value})
+            passed.add(mark)
+
+
+def _resolve(config: RunConfig, typed: set[str], resolved: dict[str, bytes]) -> None:
+    """List the tasks (`suite.resolve`), which equal settings give equally."""
+    mark = repr((config.data, config.evals, config.gates, config.store.root, sorted(typed)))
+    if mark not in resolved:
+        suite.resolve(config, typed)
+        resolved[mark] = pickle.dumps((config.evals, config.gates))
+    # A cell's own copy: settings can be changed.
+    config.evals, config.gates = pickle.loads(resolved[mark])
 
 
 def _culprit(config: DictConfig, error: OmegaConfBaseException) -> FtsuiteError:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from ftsuite.errors import ConfigError
 from ftsuite.scoring import heldout, tasks
-from ftsuite.scoring.tasks.index import leaves, name_in, own_tasks
+from ftsuite.scoring.tasks.index import leaves
+from ftsuite.scoring.tasks.own_files import name_in, own_tasks
 
 if TYPE_CHECKING:
     from collections.abc import Collection

@@ -24,7 +24,7 @@ from ftsuite.errors import CellsFailed, ConfigError, StoreError, one_line
 from ftsuite.records import CellEntry, StudyManifest
 from ftsuite.scoring import heldout
 from ftsuite.studies import study
-from ftsuite.studies.compose import chosen_sweep, cross_sweeps, from_hydra, new_hydra
+from ftsuite.studies.compose import Known, chosen_sweep, cross_sweeps, from_hydra, new_hydra
 from ftsuite.studies.explain import COMPOSITION_ERRORS, readable
 from ftsuite.studies.overrides import parse, unresolved
 
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 Overrides = list[str]
 LABEL_CHARACTERS = 40
+MOST_NAMED = 20
+"""Cells that one line names; it says how many more there are."""
 MOST_CELLS = 10_000
 """More are a mistake (`range(0,1e9)`): each has to be composed, and trained for minutes."""
 
@@ -80,9 +82,9 @@ def compose(arguments: list[str]) -> Sweep:
         cells = list(loader.cells(shared, batch))
     except (*COMPOSITION_ERRORS, ValueError, AttributeError, RecursionError) as error:
         raise readable(error) from error
-    chosen, passed = chosen_sweep(shared.hydra), set[str]()
+    chosen, known = chosen_sweep(shared.hydra), Known()
     configs = [
-        from_hydra(cell, chosen, lines, passed) for cell, lines in zip(cells, batch, strict=True)
+        from_hydra(cell, chosen, lines, known) for cell, lines in zip(cells, batch, strict=True)
     ]
     swept = set(params) | {o.get_key_element() for o in parsed if o.is_sweep_override()}
     return Sweep(
@@ -199,18 +201,24 @@ def said_of_evals(sweep: Sweep) -> list[str]:
     Raises:
         DataError: a file or a row cannot be used.
     """
-    said = [line for config in sweep.configs for line in (*heldout.lines(config), *_others(config))]
-    if not any(config.evals.tasks or config.probes.files for config in sweep.configs):
+    # What is said depends on these alone, and most cells agree in them.
+    distinct: dict[str, RunConfig] = {}
+    for config in sweep.configs:
+        parts = config.data, config.evals, config.probes.files, config.store.root
+        distinct.setdefault(repr(parts), config)
+    configs = list(distinct.values())
+    said = [line for config in configs for line in (*heldout.lines(config), *_others(config))]
+    if not any(config.evals.tasks or config.probes.files for config in configs):
         said.append(
             "nothing will be evaluated: evals.tasks and probes.files are empty, so the report can "
             "say nothing of the models"
         )
-    elif not any(config.evals.rank_by for config in sweep.configs):
+    elif not any(config.evals.rank_by for config in configs):
         said.append(
             "no task ranks the cells: the report compares each with the base and recommends none; "
             "set evals.rank_by, or evals=own to score held-out rows"
         )
-    elif not any(config.evals.headline for config in sweep.configs):
+    elif not any(config.evals.headline for config in configs):
         said.append("no task is reported first; set evals.headline to a metric of a test split")
     return list(dict.fromkeys(said))
 
@@ -241,7 +249,8 @@ def _tell_left_out(root: Path, manifest: StudyManifest) -> None:
     left = [cell for cell in earlier if cell.run_id not in kept]
     if left:
         # The labels of a cell then and now may be equal: another setting or default has changed.
-        names = ", ".join(f"{cell.label} ({cell.run_id})" for cell in left)
+        names = ", ".join(f"{cell.label} ({cell.run_id})" for cell in left[:MOST_NAMED])
+        names += f" and {len(left) - MOST_NAMED:,} more" if len(left) > MOST_NAMED else ""
         print(
             f"{manifest.study}: an earlier command's runs stay in the store, but the report will "
             f"not show them: {names}; give this command study=NAME to keep both reports"

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ftsuite.choices import EvalData
+from ftsuite.data.readers import file_sha256
 from ftsuite.errors import ConfigError, DataError
 from ftsuite.models import embedded
 from ftsuite.scoring.tasks import build, documents, prompts, yaml_checks
@@ -23,9 +24,10 @@ from ftsuite.scoring.tasks.facts import (
     scored_split,
     task_facts,
 )
-from ftsuite.scoring.tasks.index import leaves, own_tasks, standard_tasks
+from ftsuite.scoring.tasks.index import leaves, standard_tasks
+from ftsuite.scoring.tasks.own_files import own_tasks
 from ftsuite.scoring.tasks.yaml_files import functions, harness_folder
-from ftsuite.store.entries import digest, file_digest
+from ftsuite.store.entries import digest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -79,7 +81,7 @@ def _check_fewshot_files(task: TaskFile, config: EvalsConfig) -> None:
     if not fewshot_count(task, config) or "class" in task.config or not documents.is_local(task):
         return
     files, pool, scored = documents.data_files(task), fewshot_split(task), scored_split(task)
-    if pool in files and {*map(file_digest, files[pool])} & {*map(file_digest, files[scored])}:
+    if pool in files and {*map(file_sha256, files[pool])} & {*map(file_sha256, files[scored])}:
         raise ConfigError(
             "evals.num_fewshot",
             config.num_fewshot,
@@ -133,7 +135,7 @@ def scored_documents(name: str, config: EvalsConfig) -> frozenset[str]:
             continue
         split = scored_split(task)
         if documents.is_local(task):
-            found |= {file_digest(path) for path in documents.data_files(task)[split]}
+            found |= {file_sha256(path) for path in documents.data_files(task)[split]}
         else:
             found.add(
                 f"{task.config.get('dataset_path')}:{task.config.get('dataset_name')}@{split}"
@@ -159,15 +161,15 @@ def _own_identity(task: TaskFile) -> dict[str, Any]:
     if not task.is_own:
         theirs = harness_folder()
         # lm-eval's version stands for its own YAML, but a group of ours may override it.
-        ours = [file_digest(path) for path in task.files if not path.is_relative_to(theirs)]
+        ours = [file_sha256(path) for path in task.files if not path.is_relative_to(theirs)]
         return {"source": EvalData.hub.value, **({"overrides": ours} if ours else {})}
-    found: dict[str, Any] = {"yaml": file_digest(task.path)}
-    if includes := [file_digest(path) for path in task.files if path != task.path]:
+    found: dict[str, Any] = {"yaml": file_sha256(task.path)}
+    if includes := [file_sha256(path) for path in task.files if path != task.path]:
         found["includes"] = includes
     # A function may import what lies beside it; two folders may hold files of one name.
     folders = sorted({ref.file.parent for ref in functions(task.config) if ref.file.is_file()})
     code = [
-        [str(path.relative_to(top)), file_digest(path)]
+        [str(path.relative_to(top)), file_sha256(path)]
         for top in folders
         for path in sorted(top.rglob("*.py"))
     ]
@@ -183,7 +185,7 @@ def _own_identity(task: TaskFile) -> dict[str, Any]:
 
 def _data_digest(path: Path) -> str:
     try:
-        return file_digest(path)
+        return file_sha256(path)
     except OSError as error:
         raise DataError(
             f"{path}: {error.strerror}; an eval task reads its documents from it"

@@ -5,84 +5,24 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ftsuite.choices import EvalData
 from ftsuite.errors import ConfigError, DataError
 from ftsuite.resources import evals_dir
+from ftsuite.scoring.tasks.own_files import files_in, name_in_text, own_tasks
 from ftsuite.scoring.tasks.schema import GROUP_KEYS
 from ftsuite.scoring.tasks.yaml_files import TaskFile, harness_folder, read_yaml, shown
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from ftsuite.config import EvalsConfig
 
-NAME_LINE = re.compile(
-    rb"""^["']?(?P<kind>task|group)["']?[ \t]*:[ \t]*["']?(?P<name>[^\s"'#\[\{][^\r\n"'#]*)""",
-    re.MULTILINE,
-)
-"""The name that a YAML gives its task or group, read without parsing it."""
-PYTHON_TASK = re.compile(rb"^[\"']?class[\"']?[ \t]*:", re.MULTILINE)
 INCLUDE = re.compile(
     rb"""^["']?include["']?[ \t]*:(?P<files>.*(?:\r?\n[ \t]*-.*)*)""", re.MULTILINE
 )
-GROUP_LINE = re.compile(rb"^[\"']?group[\"']?[ \t]*:.*$", re.MULTILINE)
-"""A task that is written in Python is no group, whatever group it names."""
-NOT_TASKS = ("held_out", "probes", "standard")
-"""Folders of evals/ that hold no task files."""
-
-
-def own_tasks(path: Sequence[str]) -> dict[str, tuple[Path, ...]]:
-    """Names of the tasks and groups in the folders of `evals.path` and in evals/, and their YAML.
-
-    A name means the first folder that has it. A file that cannot be parsed counts under the name
-    that stands in it: only who uses it must hear about it. More than one file of a folder to a name
-    is an error for who uses the name.
-    """
-    found: dict[str, tuple[Path, ...]] = {}
-    for files in _own_files(path):
-        here: dict[str, tuple[Path, ...]] = {}
-        for file in files:
-            if name := name_in(file):
-                here[name] = (*here.get(name, ()), file)
-        found = here | found
-    return found
-
-
-def _own_files(path: Sequence[str]) -> list[list[Path]]:
-    """The YAML files of each folder that is looked into, in the order of their importance."""
-    folders = [[*sorted(Path(top).glob("*.y*ml")), *_one_deep(Path(top))] for top in path]
-    return [
-        [file.resolve() for file in files if file.is_file()]
-        for files in [*folders, _one_deep(evals_dir())]
-    ]
-
-
-def _one_deep(top: Path) -> list[Path]:
-    return [file for file in sorted(top.glob("*/*.y*ml")) if file.parent.name not in NOT_TASKS]
-
-
-def name_in(path: Path) -> str:
-    """The name of the task or group that a YAML defines; empty where it gives none."""
-    try:
-        config, _ = read_yaml(path)
-    except DataError:
-        return _names(path.read_bytes())
-    name = config.get("group", config.get("task"))
-    return name if isinstance(name, str) else ""
-
-
-def _names(text: bytes) -> str:
-    """The group's name, or else the task's, in the text of a YAML; empty without one."""
-    if PYTHON_TASK.search(text):
-        text = GROUP_LINE.sub(b"", text)
-    names = {
-        match["kind"]: match["name"].decode("utf-8", "replace").strip()
-        for match in reversed(list(NAME_LINE.finditer(text)))
-    }
-    return names.get(b"group") or names.get(b"task", "")
 
 
 @functools.cache
@@ -122,7 +62,7 @@ def _harness_names() -> dict[str, Path]:
     """lm-eval's tasks and groups by name: the first file in the order of paths, as lm-eval does."""
     found: dict[str, Path] = {}
     for path, text in _harness_texts().items():
-        if path.suffix == ".yaml" and (name := _names(text)):
+        if path.suffix == ".yaml" and (name := name_in_text(text)):
             found.setdefault(name, path)
     return found
 
@@ -306,7 +246,7 @@ def _find(name: str, path: Sequence[str]) -> Path | None:
 def _unknown(name: str, path: Sequence[str]) -> str:
     import difflib
 
-    for file in (file for files in _own_files(path) for file in files):
+    for file in (file for files in files_in(path) for file in files):
         if file.stem == name:
             read_yaml(file)  # says what is wrong with it
             return f"{shown(file)} gives no name; write `task: {name}` into it"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ftsuite.records import SCHEMA_VERSION
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageRef:
@@ -31,5 +33,6 @@ class CellStages:
 class StudyGraph:
     """The stages of all cells of the study's latest command."""
 
+    schema_version: int = SCHEMA_VERSION
     study: str
     cells: tuple[CellStages, ...]

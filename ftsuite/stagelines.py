@@ -201,11 +201,13 @@ def _widths(states: Sequence[StageState], now: float, width: int) -> _Widths:
         if columns and GAP + columns <= room:
             given[part] = columns
             room -= GAP + columns
-    longer = min(label - shortest, room)
-    room -= longer
+    longest = shortest + min(label - shortest, room)
+    # Names that are cut may need less.
+    label = widest(_cut_label(state, longest) for state in states)
+    room += shortest - label
     if given["bar"]:
         given["bar"] += min(room, LONGEST_BAR - SHORTEST_BAR)
-    return _Widths(label=shortest + longer, percent=percent, **given)
+    return _Widths(label=label, percent=percent, **given)
 
 
 def _label(state: StageState) -> str:

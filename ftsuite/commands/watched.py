@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import sys
 import time
@@ -66,6 +67,8 @@ class Watched:
         self._stored = set[str]()
         self._records: dict[str, tuple[int, str, str]] = {}
         self._failed_now: list[str] = []
+        self._alive_at = -math.inf
+        """When something was last seen to be computed, on this process's clock."""
 
     @property
     def is_over(self) -> bool:
@@ -88,7 +91,8 @@ class Watched:
     def hints(self) -> list[str]:
         """Why cells failed, and what to do where nothing runs."""
         counts = self.board.counts
-        if counts.remaining and not counts.running:
+        is_quiet = time.monotonic() - self._alive_at > QUIET_SECONDS
+        if counts.remaining and not counts.running and is_quiet:
             going_on = f"nothing is running; the same command goes on: {self._manifest.command}"
             return [*self._failed_now, going_on]
         return self._failed_now
@@ -131,6 +135,8 @@ class Watched:
             if key[:24] in there:
                 self._stored.add(key)
                 self.board.running.pop(key, None)
+        if abs(time.time() - newest) < QUIET_SECONDS:
+            self._alive_at = time.monotonic()
         self.elapsed = max(self.elapsed if not is_new else 0.0, newest - self._began)
 
     def _read_events(self, source: Source, path: Path, stat: os.stat_result) -> None:
@@ -140,7 +146,7 @@ class Watched:
             tail.offset = 0
         if stat.st_size != tail.size:
             if tail.size >= 0:
-                tail.grown_at = time.monotonic()
+                tail.grown_at = self._alive_at = time.monotonic()
             tail.size = stat.st_size
             found, tail.offset = events.read(path, tail.offset)
             for event in found:

@@ -27,6 +27,7 @@ COMMANDS = {
     "plan": "ftsuite.commands.plan:plan",
     "preview": "ftsuite.commands.preview:preview",
     "example": "ftsuite.commands.example:example",
+    "watch": "ftsuite.commands.watch:watch",
     "runs": "ftsuite.commands.runs:runs",
     "show": "ftsuite.commands.show:show",
     "compare": "ftsuite.commands.compare:compare",
@@ -138,6 +139,12 @@ def _before_a_run(commands: Commands) -> None:
 
 
 def _after_a_run(commands: Commands) -> None:
+    watch = commands.add_parser(
+        "watch", parents=[_store_option()], help="follow a study that runs elsewhere"
+    )
+    watch.add_argument("study", metavar="STUDY", help="a study in the store")
+    watch.add_argument("--once", action="store_true", help="print how it stands now, and end")
+
     both = [_store_option(), _json_option()]
     runs = commands.add_parser(
         "runs", parents=[*both, _all_option("runs")], help="list the runs in the store"

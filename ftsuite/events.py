@@ -9,6 +9,9 @@
 {"time": …, "kind": "state", "state": "finished"}
 ```
 
+To its listeners alone, a command also tells how its cells end:
+`{"kind": "cell", "run_id": …, "status": "complete"}`, or `"failed"`.
+
 The display, live tracking and `ftsuite watch` read them alike, whichever machine computes.
 """
 
@@ -136,4 +139,13 @@ def read(path: Path, offset: int = 0) -> tuple[list[Event], int]:
         return [], offset
     # The last line may be half there, on a network file system.
     whole = data[: data.rfind(b"\n") + 1]
-    return [json.loads(line) for line in whole.splitlines()], offset + len(whole)
+    return [event for line in whole.split(b"\n") if (event := _parsed(line))], offset + len(whole)
+
+
+def _parsed(line: bytes) -> Event | None:
+    """An event; None for a line that a crash or a full disk cut short."""
+    try:
+        event: Event = json.loads(line)
+    except ValueError:
+        return None
+    return event

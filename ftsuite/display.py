@@ -66,7 +66,7 @@ def display(*, cells: int, done: int = 0, output: TextIO | None = None) -> Itera
         board = Board(counts, encoding_of(out), lambda text: print(text, file=out, flush=True))
         board.is_plain = True
         yield board.listen
-    if counts.ended_at:
+    if counts.ended_at and not board.is_plain:
         board.say(stagelines.study_line(counts, time.monotonic() - started, board.side_by_side))
 
 

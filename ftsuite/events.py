@@ -58,12 +58,32 @@ if TYPE_CHECKING:
 class Events:
     """Where a stage's function sends its events."""
 
-    def __init__(self, emit: Callable[[Event], None]) -> None:
-        """Send to `emit`."""
+    def __init__(
+        self, emit: Callable[[Event], None], opening: dict[str, Any] | None = None
+    ) -> None:
+        """Send to `emit`.
+
+        Args:
+            emit: takes one event.
+            opening: facts of who computes: 'started' is sent with them before the first event.
+        """
         self._emit = emit
+        self._opening = opening
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether 'started' has been sent, where it is to be sent."""
+        return self._opening is None
+
+    def open(self) -> None:
+        """Say that the stage has started, once."""
+        if self._opening is not None:
+            opening, self._opening = self._opening, None
+            self.send("state", state="started", **opening)
 
     def send(self, kind: str, **facts: Any) -> None:
         """Send one event, secrets taken out of its texts."""
+        self.open()
         clean = {k: redact(v) if isinstance(v, str) else v for k, v in facts.items()}
         self._emit({"time": round(time.time(), 3), "kind": kind, **clean})
 

@@ -85,13 +85,14 @@ def compute(root: Path, order: Any) -> Stage[Any]:
     if found is not None and not found.pruned:
         return stage
     events = _events(root, stage)
-    with _told({stage.key: events}, _device(stage)):
+    with _told({stage.key: events}) as ended:
         computing.compute(
             root,
             stage,
             on_wait=lambda _: events.note("another process is computing it; waiting"),
             events=events,
         )
+        ended(stage.key, None)
     return stage
 
 
@@ -111,7 +112,7 @@ def compute_many(root: Path, orders: list[Any]) -> Iterator[tuple[str, Exception
     if len(stages) > 1 and stages[0].MANY:
         events = {stage.key: _events(root, stage) for stage in stages}
         try:
-            with _told(events, _device(stages[0])) as ended:
+            with _told(events) as ended:
                 for key, error in computing.compute_many(root, stages, events):
                     ended(key, error)
                     del left[key]
@@ -131,11 +132,9 @@ def compute_many(root: Path, orders: list[Any]) -> Iterator[tuple[str, Exception
 
 
 def _events(root: Path, stage: Stage[Any]) -> Events:
-    return Events(to_file(path_of(root, stage.NAME, stage.key)))
-
-
-def _device(stage: Stage[Any]) -> str:
-    return getattr(getattr(stage, "target", None), "device", "cpu")
+    device = getattr(getattr(stage, "target", None), "device", "cpu")
+    where = {"host": socket.gethostname(), "pid": os.getpid(), "device": device}
+    return Events(to_file(path_of(root, stage.NAME, stage.key)), opening=where)
 
 
 def _accepted(order: Any) -> Stage[Any]:
@@ -149,13 +148,11 @@ def _accepted(order: Any) -> Stage[Any]:
 
 
 @contextmanager
-def _told(
-    events: dict[str, Events], device: str
-) -> Iterator[Callable[[str, Exception | None], None]]:
-    """Tell that stages start and how each ends, and in between how much memory they take.
+def _told(events: dict[str, Events]) -> Iterator[Callable[[str, Exception | None], None]]:
+    """Tell how stages end, and before that how much memory they take.
 
-    The value is called with the key and the error of each that has ended; those that are left end
-    with the block.
+    The value is called with the key and the error of each that has ended. Where the block fails,
+    those fail that have begun and not ended.
     """
     running = dict(events)
     stop = threading.Event()
@@ -164,7 +161,7 @@ def _told(
 
     def tell_memory() -> None:
         while not stop.wait(MEMORY_SECONDS):
-            for one in list(running.values()):
+            for one in [one for one in running.values() if one.has_begun]:
                 one.send(
                     "memory",
                     bytes=process.memory_info().rss,
@@ -180,21 +177,17 @@ def _told(
             one.send("state", state="failed", message=one_line(error))
 
     thread = threading.Thread(target=tell_memory, daemon=True)
-    where = {"host": socket.gethostname(), "pid": os.getpid(), "device": device}
-    for one in running.values():
-        one.send("state", state="started", **where)
+    next(iter(running.values())).open()
     thread.start()
-    error: BaseException | None = None
     try:
         yield ended
-    except BaseException as raised:
-        error = raised
+    except BaseException as error:
+        for key in [key for key, one in running.items() if one.has_begun]:
+            ended(key, error)
         raise
     finally:
         stop.set()
         thread.join()
-        for key in list(running):
-            ended(key, error)
 
 
 def _serve() -> int:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ftsuite import devices, jsonfile, progress
 from ftsuite.choices import Keep
 from ftsuite.errors import FtsuiteError
+from ftsuite.events import Source
 from ftsuite.executors import local
 from ftsuite.executors.inline import Inline
 from ftsuite.executors.schedule import Outcome, Schedule, Task
@@ -21,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from ftsuite.events import Event, Listener, Source
+    from ftsuite.events import Event, Listener
     from ftsuite.records import RunRecord, StudyManifest
     from ftsuite.studies.graph import Planned, Unplanned
     from ftsuite.studies.study import Cell
@@ -30,58 +33,84 @@ PREPARATION = "preparation"
 """What a record calls what went wrong before any stage."""
 
 
-def run(manifest: StudyManifest, cells: Sequence[Cell], root: Path, listen: Listener) -> list[str]:
-    """Run cells and leave their records; a failure becomes a record too.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """A study whose cells are planned, and what of it is missing."""
+
+    manifest: StudyManifest
+    root: Path
+    planned: Sequence[Planned | Unplanned]
+    tasks: Sequence[Task]
+
+    @property
+    def num_stored(self) -> int:
+        """Cells of which nothing has to be computed."""
+        missing = {run_id for task in self.tasks for run_id in task.run_ids}
+        ready = (one for one in self.planned if isinstance(one, graph.Planned))
+        return sum(one.cell.entry.run_id not in missing for one in ready)
+
+
+def prepare(manifest: StudyManifest, cells: Sequence[Cell], root: Path) -> Prepared:
+    """Find the cells' base models and what of their stages is missing.
+
+    Args:
+        manifest: of the command.
+        cells: its cells, in order.
+        root: the store.
+
+    Raises:
+        BackendUnavailable: a cell asks for a device that is not there.
+    """
+    planned = graph.plan(cells, root, devices.probe(), progress.note)
+    ready = [one for one in planned if isinstance(one, graph.Planned)]
+    path = study.folder(root, manifest.study) / "graph.json"
+    jsonfile.write(path, graph.for_watchers(manifest.study, ready))
+    return Prepared(manifest=manifest, root=root, planned=planned, tasks=graph.missing(ready, root))
+
+
+def run(prepared: Prepared, listen: Listener) -> list[str]:
+    """Compute what is missing and leave every cell's record; a failure becomes a record too.
 
     A complete record stays in its place until a stage has to be computed: to run a finished cell
     again changes nothing, whenever it is killed. Only what the user or the kernel interrupts is
     left with the status 'running', which readers see as 'interrupted'.
 
     Args:
-        manifest: of the command.
-        cells: its cells, in order.
-        root: the store.
-        listen: told of every event of every stage.
+        prepared: the study.
+        listen: told of every event of every stage, and of every cell that ends.
 
     Returns:
         Each cell's status, in order.
 
     Raises:
-        BackendUnavailable: a cell asks for a device that is not there; nothing has run.
         StoreError: a record cannot be written.
     """
-    planned = graph.plan(cells, root, devices.probe(), progress.note)
-    ready = [one for one in planned if isinstance(one, graph.Planned)]
-    path = study.folder(root, cells[0].study) / "graph.json"
-    jsonfile.write(path, graph.for_watchers(cells[0].study, ready))
-    tasks = graph.missing(ready, root)
-    config = cells[0].config
-    with _Study(planned, tasks, root, manifest) as running:
+    config = prepared.planned[0].cell.config
+    with _Study(prepared, listen) as running:
         if config.executor.name == "inline":
-            running.go(Inline(root), listen)
+            running.go(Inline(prepared.root))
         else:
-            with local.workers(root, config.executor, config.backend, len(tasks)) as workers:
-                running.go(workers, listen)
+            tasks = len(prepared.tasks)
+            with local.workers(prepared.root, config.executor, config.backend, tasks) as workers:
+                running.go(workers)
         return running.statuses()
 
 
 class _Study:
     """The cells of a study while their stages are computed."""
 
-    def __init__(
-        self,
-        planned: Sequence[Planned | Unplanned],
-        tasks: Sequence[Task],
-        root: Path,
-        manifest: StudyManifest,
-    ) -> None:
+    def __init__(self, prepared: Prepared, listen: Listener) -> None:
+        planned, tasks, root = prepared.planned, prepared.tasks, prepared.root
+        manifest = prepared.manifest
         self._planned = {one.cell.entry.run_id: one for one in planned}
+        self._listen = listen
         self._tasks, self._root = tasks, root
         self._schedule = Schedule(tasks)
         self._left: dict[str, set[str]] = {run_id: set() for run_id in self._planned}
         for task in tasks:
             for run_id in task.run_ids:
                 self._left[run_id].add(task.stage.key)
+        self._was_missing = {run_id: bool(left) for run_id, left in self._left.items()}
         self._computed: dict[str, set[str]] = {run_id: set() for run_id in self._planned}
         self._statuses: dict[str, str] = {}
         self._kept: list[RunRecord] = []
@@ -103,14 +132,14 @@ class _Study:
         """Each cell's status, in order."""
         return [self._statuses[run_id] for run_id in self._planned]
 
-    def go(self, executor: Inline | local.Workers, listen: Listener) -> None:
+    def go(self, executor: Inline | local.Workers) -> None:
         """Compute what is missing, and leave a record of each cell."""
         self._refuse(executor)
 
         def told(source: Source, event: Event) -> None:
             if event["kind"] == "state" and event["state"] == "started":
                 self._begin(source)
-            listen(source, event)
+            self._listen(source, event)
 
         for outcome in executor.run(self._schedule, told):
             self._settle(outcome)
@@ -227,7 +256,15 @@ class _Study:
             if not (is_lost and earlier is not None and earlier.status == "complete"):
                 jsonfile.write(path, record)
         self._statuses[run_id] = record.status
+        if self._was_missing[run_id]:
+            self._tell_end(run_id, record)
         self._free(record)
+
+    def _tell_end(self, run_id: str, record: RunRecord) -> None:
+        place = self._planned[run_id].cell.place
+        source = Source(stage="cell", key=run_id, name="", place=place, run_ids=(run_id,))
+        event = {"time": time.time(), "kind": "cell", "run_id": run_id, "status": record.status}
+        self._listen(source, event)
 
     def _free(self, record: RunRecord) -> None:
         """Free what `store.keep` gives up: a disk must not fill while the sweep goes on."""

@@ -19,7 +19,7 @@ from hydra.core.override_parser.types import RangeSweep
 from hydra.errors import HydraException
 from hydra.types import RunMode
 
-from ftsuite import devices, environment, progress
+from ftsuite import devices, environment
 from ftsuite.errors import CellsFailed, ConfigError, StoreError, one_line
 from ftsuite.records import CellEntry, StudyManifest
 from ftsuite.scoring import heldout
@@ -161,6 +161,7 @@ def run(sweep: Sweep) -> None:
     for config in sweep.configs:
         devices.resolve(config.backend, config.model, there)
     # `plan` and `preview` need neither reports nor trackers, nor what computes.
+    from ftsuite.display import display
     from ftsuite.studies import running
     from ftsuite.studies.finish import finish, require_a_way_to_finish
     from ftsuite.tracking.live import live
@@ -172,13 +173,17 @@ def run(sweep: Sweep) -> None:
     cells = study.cells_of(sweep.manifest, sweep.configs)
     configs = {cell.entry.run_id: cell.config for cell in cells}
     with study.command(root, sweep.manifest):
-        with live(sweep.configs[0].tracking, sweep.manifest, configs, root) as track:
+        prepared = running.prepare(sweep.manifest, cells, root)
+        with (
+            live(sweep.configs[0].tracking, sweep.manifest, configs, root) as track,
+            display(cells=len(cells), done=prepared.num_stored) as show,
+        ):
 
             def listen(source: Source, event: Event) -> None:
-                _plain_lines(source, event)
+                show(source, event)
                 track(source, event)
 
-            statuses = running.run(sweep.manifest, cells, root, listen)
+            statuses = running.run(prepared, listen)
         finish(sweep.configs[0], sweep.manifest, root)
     if failed := statuses.count("failed"):
         # Their records are complete, or `finish` had raised.
@@ -186,13 +191,6 @@ def run(sweep: Sweep) -> None:
             f"{failed} of {len(statuses)} cells failed before anything was computed; the results "
             "of the earlier run stay"
         )
-
-
-def _plain_lines(source: Source, event: Event) -> None:
-    if event["kind"] == "note":
-        progress.note(source.place, f"{source.name}: {event['text']}")
-    elif event["kind"] == "state" and event["state"] == "finished":
-        progress.note(source.place, f"{source.name}: done")
 
 
 def said_of_evals(sweep: Sweep) -> list[str]:

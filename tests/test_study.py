@@ -78,18 +78,55 @@ def test_run_id_does_not_change_with_where_and_how_it_is_watched() -> None:
 # --- the manifest ---------------------------------------------------------------------------
 
 
-def test_cell_finds_its_place(tmp_path: Path) -> None:
-    study.write_manifest(tmp_path, manifest(cell(2), cell(4)))
-    found = study.cell_of(cell(4), tmp_path)
+def test_cells_have_their_places() -> None:
+    _, found = study.cells_of(manifest(cell(2), cell(4)), [cell(2), cell(4)])
     assert found.place == "2/2 r=4"
     assert found.entry.run_id == study.run_id(cell(4))
     assert found.command == "python -m ftsuite"
 
 
-def test_replaced_manifest_is_an_error_with_a_remedy(tmp_path: Path) -> None:
-    study.write_manifest(tmp_path, manifest(cell(2)))
-    with pytest.raises(StoreError, match=r"another command has replaced .* study="):
-        study.cell_of(cell(4), tmp_path)
+def labels(tmp_path: Path) -> list[str]:
+    return [entry.label for entry in study.read_manifest(tmp_path, "mine").cells]
+
+
+def test_commands_that_run_at_once_have_the_union_of_their_cells(tmp_path: Path) -> None:
+    with study.command(tmp_path, manifest(cell(2), cell(4))) as first:
+        assert len(first.cells) == 2
+        with study.command(tmp_path, manifest(cell(4), cell(8))) as whole:
+            assert [entry.label for entry in whole.cells] == ["r=2", "r=4", "r=8"]
+            assert labels(tmp_path) == ["r=2", "r=4", "r=8"]
+    assert labels(tmp_path) == ["r=2", "r=4", "r=8"]
+    # Both have ended: the next command's cells alone are the study's.
+    with study.command(tmp_path, manifest(cell(8))):
+        assert labels(tmp_path) == ["r=8"]
+    assert not list((tmp_path / "studies" / "mine" / "commands").iterdir())
+
+
+COMMAND = """
+import sys, time
+from pathlib import Path
+from ftsuite import jsonfile
+from ftsuite.records import StudyManifest
+from ftsuite.studies import study
+mine = jsonfile.read(StudyManifest, Path(sys.argv[2]))
+with study.command(Path(sys.argv[1]), mine):
+    print("running", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_killed_command_has_no_cells_any_more(tmp_path: Path) -> None:
+    jsonfile.write(tmp_path / "other.json", manifest(cell(2)))
+    arguments = [sys.executable, "-c", COMMAND, str(tmp_path), str(tmp_path / "other.json")]
+    other = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True)
+    assert other.stdout is not None and other.stdout.readline() == "running\n"
+    with study.command(tmp_path, manifest(cell(4))):
+        assert labels(tmp_path) == ["r=2", "r=4"]
+    other.kill()
+    other.communicate(timeout=30)
+    with study.command(tmp_path, manifest(cell(4))):
+        assert labels(tmp_path) == ["r=4"]
+    assert not list((tmp_path / "studies" / "mine" / "commands").iterdir())
 
 
 def test_unknown_study_names_the_known(tmp_path: Path) -> None:
@@ -105,7 +142,7 @@ def test_unknown_study_names_the_known(tmp_path: Path) -> None:
 HOLDER = """
 import sys, time
 from pathlib import Path
-from ftsuite.study import claimed
+from ftsuite.studies.study import claimed
 with claimed(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)

@@ -35,6 +35,10 @@ def finish(config: RunConfig, manifest: StudyManifest, root: Path) -> None:
     Raises:
         CellsFailed: some cells failed, or failed a gate while `gates.fail_run` is set.
     """
+    for cell in manifest.cells:
+        # Another command that runs the same cells may have one of them in hand.
+        if (path := study.record_path(root, manifest.study, cell.run_id)).exists():
+            study.settled_run(path)
     with study.finishing(root, manifest.study):
         # Another command of this study may have added cells; those that it has not done yet are
         # in its report.

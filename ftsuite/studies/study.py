@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 import uuid
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -124,7 +125,7 @@ def command(root: Path, manifest: StudyManifest) -> Iterator[StudyManifest]:
         root: the store.
         manifest: the command's own cells.
     """
-    mine = folder(root, manifest.study) / "commands" / f"{uuid.uuid4().hex}.json"
+    mine = folder(root, manifest.study) / "commands" / f"{time.time_ns()}-{uuid.uuid4().hex}.json"
     with _alone(mine, ""):
         jsonfile.write(mine, manifest)
         try:
@@ -139,14 +140,14 @@ def command(root: Path, manifest: StudyManifest) -> Iterator[StudyManifest]:
 def _running(commands: Path) -> list[StudyManifest]:
     """Manifests of the commands that run now, the oldest first; those of ended ones are removed."""
     found = []
-    for path in commands.glob("*.json"):
-        if holder := leases.holder(path):
-            found.append((holder.started, path.name, jsonfile.read(StudyManifest, path)))
+    for path in sorted(commands.glob("*.json")):
+        if leases.holder(path):
+            found.append(jsonfile.read(StudyManifest, path))
         elif lease := leases.acquire(path):
             # It was killed.
             path.unlink(missing_ok=True)
             lease.release()
-    return [manifest for _, _, manifest in sorted(found, key=lambda one: one[:2])]
+    return found
 
 
 def _union(manifests: list[StudyManifest]) -> StudyManifest:
@@ -178,6 +179,14 @@ def read_run(path: Path) -> RunRecord:
     # It may have ended between the reading and the look at the lease.
     record = jsonfile.read(RunRecord, path)
     return replace(record, status="interrupted") if record.status == "running" else record
+
+
+def settled_run(path: Path) -> RunRecord:
+    """Read a run's record once nobody runs it any more, so that it never says 'running'."""
+    if jsonfile.read(RunRecord, path).status == "running":
+        with claimed(path):
+            pass
+    return read_run(path)
 
 
 def all_runs(

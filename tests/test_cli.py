@@ -153,7 +153,7 @@ def test_run_hands_everything_to_hydra(arguments: list[str], passed: list[str]) 
         assert os.environ.get("FTSUITE_STORE") == expected
         return 7
 
-    with mock.patch("ftsuite.__main__.main", entry):
+    with mock.patch("ftsuite.studies.entry.run", entry):
         assert cli.main(["run", *arguments]) == 7
     assert "FTSUITE_STORE" not in os.environ
 

@@ -66,7 +66,7 @@ def help_text(commands: Iterable[str]) -> str:
     for name in ("header", "footer"):
         filled = filled.replace(f"${{hydra.help.{name}}}", text[name])
     listing = "\n".join(f"{name}: {choices}" for name, choices in groups.items())
-    return filled.replace("$APP_CONFIG_GROUPS", listing).replace("$COMMANDS", ", ".join(commands))
+    return filled.replace("$APP_CONFIG_GROUPS", listing).replace("$COMMANDS", " ".join(commands))
 
 
 def _answered_by_hydra(arguments: list[str]) -> list[str] | None:

@@ -233,11 +233,11 @@ class Command:
         return {
             path.parent.name: path.parent.stat().st_mtime_ns
             for path in (self.store / stage).glob("*/result.json")
-            if not path.parent.name.endswith(".partial")
+            if ".partial" not in path.parent.name
         }
 
     def kill(self, process: subprocess.Popen[str]) -> None:
-        """`kill -9`, and wait until the kernel has released its locks."""
+        """`kill -9`, and wait until it is gone."""
         os.kill(process.pid, signal.SIGKILL)
         process.wait(timeout=30)
         assert process.stdout is not None

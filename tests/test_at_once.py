@@ -98,7 +98,7 @@ from dataclasses import replace
 from pathlib import Path
 from ftsuite import jsonfile
 from ftsuite.records import RunRecord
-from ftsuite.study import claimed
+from ftsuite.studies.study import claimed
 path = Path(sys.argv[1])
 record = jsonfile.read(RunRecord, path)
 with claimed(path):
@@ -131,7 +131,7 @@ def test_the_end_waits_for_a_cell_that_another_process_runs(
     finish.finish(config, manifest, command.store)
     assert time.monotonic() - started > 1
     said = capsys.readouterr().out
-    assert f"{path.stem}: another process is running this cell; waiting" in said
+    assert f"{path.stem}: another process is running this cell (pid {other.pid} on " in said
     assert said.endswith("report: reports/tiny/README.md\n")
     assert other.wait(timeout=30) == 0
     assert jsonfile.read(RunRecord, path).status == "complete"

@@ -310,7 +310,7 @@ def running(store: Path, runs: list[RunRecord]) -> Iterator[subprocess.Popen[str
     record = dataclasses.replace(runs[0], status="running", study="busy")
     folder = add_study(store, record)
     code = (
-        "import sys\nfrom pathlib import Path\nfrom ftsuite.study import claimed\n"
+        "import sys\nfrom pathlib import Path\nfrom ftsuite.studies.study import claimed\n"
         "with claimed(Path(sys.argv[1])):\n    print('held', flush=True)\n    sys.stdin.read()\n"
     )
     with subprocess.Popen(

@@ -423,7 +423,7 @@ def test_failed_merge_leaves_no_result(
     break_merge(monkeypatch, drop_a_layer)
     with pytest.raises(StageError):
         run_stage(root, chain.merge)
-    assert not list(root.glob("merge/*/")) and not list(root.glob("merge/*.partial"))
+    assert not list(root.glob("merge/*/")) and not list(root.glob("merge/*.partial-*"))
 
 
 # --- other architectures and adapters -------------------------------------------------------

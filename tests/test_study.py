@@ -53,6 +53,11 @@ def manifest(*configs: RunConfig) -> StudyManifest:
     return StudyManifest(study="mine", command="python -m ftsuite", cells=tuple(entries))
 
 
+def write(root: Path, cells: StudyManifest) -> None:
+    with study.command(root, cells):
+        pass
+
+
 def cell(rank: int, **fields: Any) -> RunConfig:
     return RunConfig(study="mine", lora=LoraConfig(r=rank), **fields)
 
@@ -79,7 +84,7 @@ def test_run_id_does_not_change_with_where_and_how_it_is_watched() -> None:
 
 
 def test_cell_finds_its_place(tmp_path: Path) -> None:
-    study.write_manifest(tmp_path, manifest(cell(2), cell(4)))
+    write(tmp_path, manifest(cell(2), cell(4)))
     found = study.cell_of(cell(4), tmp_path)
     assert found.place == "2/2 r=4"
     assert found.entry.run_id == study.run_id(cell(4))
@@ -87,7 +92,7 @@ def test_cell_finds_its_place(tmp_path: Path) -> None:
 
 
 def test_replaced_manifest_is_an_error_with_a_remedy(tmp_path: Path) -> None:
-    study.write_manifest(tmp_path, manifest(cell(2)))
+    write(tmp_path, manifest(cell(2)))
     with pytest.raises(StoreError, match=r"another command has replaced .* study="):
         study.cell_of(cell(4), tmp_path)
 
@@ -95,7 +100,7 @@ def test_replaced_manifest_is_an_error_with_a_remedy(tmp_path: Path) -> None:
 def test_unknown_study_names_the_known(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="known are: none"):
         study.read_manifest(tmp_path, "yours")
-    study.write_manifest(tmp_path, manifest(cell(2)))
+    write(tmp_path, manifest(cell(2)))
     with pytest.raises(StoreError, match=r"yours: no such study in .* known are: mine"):
         study.read_manifest(tmp_path, "yours")
 
@@ -105,7 +110,7 @@ def test_unknown_study_names_the_known(tmp_path: Path) -> None:
 HOLDER = """
 import sys, time
 from pathlib import Path
-from ftsuite.study import claimed
+from ftsuite.studies.study import claimed
 with claimed(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
@@ -150,7 +155,7 @@ def test_claim_is_released_by_an_error(tmp_path: Path) -> None:
 
 def test_all_runs_puts_earlier_commands_last(tmp_path: Path) -> None:
     latest = manifest(cell(4), cell(2))
-    study.write_manifest(tmp_path, latest)
+    write(tmp_path, latest)
     for run_id in ("zz", "aa", *(entry.run_id for entry in latest.cells)):
         jsonfile.write(study.record_path(tmp_path, "mine", run_id), record(run_id, status="failed"))
     found = [found.run_id for _, found in study.all_runs(tmp_path)]

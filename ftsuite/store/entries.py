@@ -6,8 +6,8 @@ Layout, below the store's root:
 <stage>/<key>/inputs.json     what the key was made from
 <stage>/<key>/result.json     the record, the files with size and sha256, seconds, memory, checksum
 <stage>/<key>/…               files
-<stage>/<key>.partial/        work in progress, never read as a result
-<stage>/<key>.lock            held while somebody computes; released by the kernel at death
+<stage>/<key>.partial-<token>/  work in progress, never read as a result
+<stage>/<key>.lease           held while somebody computes; see `leases`
 ```
 
 Only the final rename makes a result visible. The key is sha256 over the canonical JSON of the
@@ -17,27 +17,22 @@ their keys, never by a path.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
-import os
-import shutil
 import tempfile
 import time
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from filelock import FileLock, Timeout
-
 from ftsuite import jsonfile
-from ftsuite.errors import FtsuiteError, StageError, StoreError, redacted, secret_in
+from ftsuite.errors import StoreError, redacted, secret_in
 from ftsuite.jsonfile import canonical as canonical
 from ftsuite.jsonfile import digest as digest
 from ftsuite.measure import measure
+from ftsuite.store import leases, partials
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
 T = TypeVar("T")
@@ -47,8 +42,6 @@ LAYOUT = 2
 
 2: the checksum covers the whole of result.json.
 """
-FULL_DISK_BYTES = 100_000
-"""Free space below which a failed stage is blamed on the disk."""
 SMALLEST_FILE_BYTES = 4096
 """What a disk must take for a run to begin: a block of an ordinary file system."""
 
@@ -152,17 +145,39 @@ def run_stage(
     if found is not None:
         return found
     on_miss()
-    with _locked(root, spec, on_wait):
+    # Redacting them would make them differ from the key's.
+    if secret := secret_in(canonical(spec.inputs)):
+        raise StoreError(
+            f"{spec.name}: its inputs hold the value of {secret}, which would be stored; take it "
+            "out of the settings, the task and the probe files"
+        )
+    while (entry := _computed(root, spec, on_wait)) is None:
+        pass
+    return entry
+
+
+def _computed(root: Path, spec: StageSpec[T], on_wait: Callable[[str], None]) -> Entry[T] | None:
+    """Compute the result under its lease; None where that failed because the lease was lost.
+
+    Who takes a lease over takes the partial folder too, and so makes the former holder fail.
+    """
+    folder = folder_of(root, spec.name, spec.key)
+    with leases.held(folder, on_wait=lambda _: on_wait(spec.name)) as lease:
         # Another process may have finished while this one waited.
         found = lookup(root, spec)
         if found is not None:
             return found
-        with _disk_full_is_an_error(root):
-            _compute(root, spec)
+        try:
+            with partials.full_disk_is_an_error(root):
+                is_mine = _compute(folder, spec, lease.token)
+        except Exception:
+            if lease.is_lost():
+                return None
+            raise
     made = lookup(root, spec)
     if made is None:
-        raise StoreError(f"{folder_of(root, spec.name, spec.key)}: vanished while it was written")
-    return Entry(**{**{f: getattr(made, f) for f in made.__dataclass_fields__}, "reused": False})
+        raise StoreError(f"{folder}: vanished while it was written")
+    return replace(made, reused=not is_mine)
 
 
 def verify(entry: Entry[Any]) -> None:
@@ -218,44 +233,17 @@ def _unwritable(folder: Path, setting: str, error: OSError) -> StoreError:
     return jsonfile.unwritable(f"{setting}: {folder}", error, f"{setting}{also}")
 
 
-@contextmanager
-def holding(path: Path) -> Iterator[bool]:
-    """Hold the lock file `path` if it is free; the value says whether it was."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        yield False
-        return
-    try:
-        yield True
-    finally:
-        lock.release()
-
-
-def _compute(root: Path, spec: StageSpec[T]) -> None:
-    # Redacting them would make them differ from the key's.
-    if secret := secret_in(canonical(spec.inputs)):
-        raise StoreError(
-            f"{spec.name}: its inputs hold the value of {secret}, which would be stored; take it "
-            "out of the settings, the task and the probe files"
-        )
-    folder = folder_of(root, spec.name, spec.key)
-    partial = folder.with_name(folder.name + ".partial")
-    if partial.exists() and not spec.resumable:
-        shutil.rmtree(partial)
-    partial.mkdir(parents=True, exist_ok=True)
-    # A kill just before the rename leaves one behind; it must not be listed among the files.
-    (partial / "result.json").unlink(missing_ok=True)
-    _write_durably(partial / "inputs.json", spec.inputs)
+def _compute(folder: Path, spec: StageSpec[T], token: str) -> bool:
+    """Compute the result and make it visible; False if another process did so meanwhile."""
+    partial = partials.prepare(folder, token, resumable=spec.resumable)
+    partials.write_json(partial / "inputs.json", spec.inputs)
     started = time.monotonic()
     try:
         with measure() as usage:
             record = spec.compute(partial)
     except BaseException:
         if not spec.resumable:
-            shutil.rmtree(partial, ignore_errors=True)
+            partials.discard(partial)
         raise
     files = {
         str(path.relative_to(partial)): {"bytes": path.stat().st_size, "sha256": file_digest(path)}
@@ -269,24 +257,8 @@ def _compute(root: Path, spec: StageSpec[T]) -> None:
         "peak_memory_bytes": usage.memory_bytes,
         "peak_device_bytes": usage.device_bytes,
     }
-    _write_durably(partial / "result.json", {**result, jsonfile.CHECKSUM: digest(result)})
-    os.rename(partial, folder)
-    _sync_folder(folder.parent)
-
-
-def _write_durably(path: Path, plain: Any) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        json.dump(plain, file, indent=1, ensure_ascii=False)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    partials.write_json(partial / "result.json", {**result, jsonfile.CHECKSUM: digest(result)})
+    return partials.publish(partial, folder)
 
 
 def _read_result(folder: Path) -> dict[str, Any]:
@@ -318,39 +290,3 @@ def _check_inputs(folder: Path, spec: StageSpec[Any]) -> None:
 
 def _corrupted(folder: Path, what: str) -> StoreError:
     return StoreError(f"store entry {folder} is corrupted: {what}; delete the folder and run again")
-
-
-@contextmanager
-def _locked(root: Path, spec: StageSpec[Any], on_wait: Callable[[str], None]) -> Iterator[None]:
-    folder = folder_of(root, spec.name, spec.key)
-    lock = FileLock(folder.with_name(folder.name + ".lock"))
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
-    except Timeout:
-        on_wait(spec.name)
-        lock.acquire()
-    except OSError as error:
-        raise _unwritable(folder.parent, "store.root", error) from error
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-@contextmanager
-def _disk_full_is_an_error(root: Path) -> Iterator[None]:
-    try:
-        yield
-    except FtsuiteError:
-        raise
-    except Exception as error:
-        # safetensors and torch wrap the errno in their own exceptions and keep only its text.
-        texts = os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT)
-        told = any(text in str(error) for text in texts)
-        # torch says only "iostream error".
-        if not told and shutil.disk_usage(root).free > FULL_DISK_BYTES:
-            raise
-        raise StageError(
-            f"no space left on the disk of {root}; free some, or set store.root or FTSUITE_STORE"
-        ) from error

@@ -31,6 +31,9 @@ def require_a_way_to_finish(config: RunConfig) -> None:
 def finish(config: RunConfig, manifest: StudyManifest, root: Path) -> None:
     """Render the report, track the runs, and print where everything is.
 
+    The report also shows what other commands, which run at the same time, have put into the study
+    so far; the last of them to finish shows everything. Each answers for its own cells alone.
+
     Raises:
         CellsFailed: some cells failed, or failed a gate while `gates.fail_run` is set.
     """
@@ -38,9 +41,11 @@ def finish(config: RunConfig, manifest: StudyManifest, root: Path) -> None:
     # Another process that runs the same cells may have one of them in hand.
     records = [study.settled_run(path) for path in paths if path.exists()]
     with study.finishing(root, manifest.study):
-        report = render(manifest, records, Path(config.store.reports) / manifest.study)
+        whole, others = study.together(root, manifest)
+        shown = [*records, *others]
+        report = render(whole, shown, Path(config.store.reports) / manifest.study)
         print(f"report: {report}")
-        for line in track(config.tracking, manifest, records, report.parent, root):
+        for line in track(config.tracking, whole, shown, report.parent, root):
             print(line)
     failed = [record for record in records if record.status != "complete"]
     if failed or len(records) < len(manifest.cells):

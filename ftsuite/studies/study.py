@@ -1,30 +1,42 @@
-"""A study on disk: `<store>/studies/<study>/{study.json,<run_id>.json}`, and its cells' status."""
+"""A study on disk, and its cells' status.
+
+Layout, below `<store>/studies/<study>/`:
+
+```
+study.json             the cells of the latest command, or of all that run at once
+<run_id>.json          a cell's record
+<run_id>.lease         held while the cell runs: a record 'running' means what it says
+study.lease            held for an instant, while a command joins
+finish.lease           held while the report is written
+commands/<token>.json  the cells of a command that runs; its lease beside it
+```
+"""
 
 from __future__ import annotations
 
-import fcntl
-import os
 import sys
+import uuid
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
-
-from filelock import FileLock, Timeout
 
 from ftsuite import jsonfile
 from ftsuite.config import RunConfig, identity
 from ftsuite.errors import StoreError, one_line
 from ftsuite.jsonfile import digest
 from ftsuite.records import CellEntry, RunRecord, StudyManifest
+from ftsuite.store import leases
 
 UNNAMED = "single"
 """Study of runs that are no sweep and have no name."""
-READER_SECONDS = 0.2
-"""How long a claim waits before it says that it does: a reader's look at a lock is shorter."""
+AT_ONCE = " & "
+"""Between the commands of a study that ran at once, as in a shell."""
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    from ftsuite.store.holders import Holder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,9 +66,106 @@ def record_path(root: Path, study: str, run: str) -> Path:
     return folder(root, study) / f"{run}.json"
 
 
-def write_manifest(root: Path, manifest: StudyManifest) -> None:
-    """Write `study.json`, the cells of the latest command."""
-    jsonfile.write(folder(root, manifest.study) / "study.json", manifest)
+@contextmanager
+def command(root: Path, manifest: StudyManifest) -> Iterator[StudyManifest]:
+    """Run the cells of `manifest` as one command of its study; hold this around all of them.
+
+    Commands of one study that run at the same time share its `study.json` (`joined`).
+
+    Yields:
+        What `study.json` says at the beginning; a later command may add cells.
+
+    Raises:
+        StoreError: the study's folder cannot be written.
+    """
+    here = folder(root, manifest.study)
+    mine = here / "commands" / f"{uuid.uuid4().hex}.json"
+    with leases.held(mine.with_suffix("")):
+        try:
+            with _alone(here / "study", f"{manifest.study}: another command is beginning"):
+                _forget_ended(mine.parent)
+                whole = joined(root, manifest)
+                jsonfile.write(here / "study.json", whole)
+                jsonfile.write(mine, manifest)
+            yield whole
+        finally:
+            mine.unlink(missing_ok=True)
+
+
+def joined(root: Path, manifest: StudyManifest) -> StudyManifest:
+    """What `study.json` becomes when a command with the cells of `manifest` begins.
+
+    `manifest` alone where no other command of the study runs. Else the older commands' cells
+    first: those of commands that still run, and those that are complete.
+    """
+    running = _running(root, manifest.study)
+    if not running:
+        return manifest
+    wanted = {cell.run_id for other in running for cell in other.cells}
+    try:
+        before = read_manifest(root, manifest.study)
+    except StoreError:
+        # Damaged; what runs is known without it.
+        before = running[0]
+    kept = [
+        cell
+        for cell in before.cells
+        if cell.run_id in wanted or _is_complete(record_path(root, manifest.study, cell.run_id))
+    ]
+    return _united([replace(before, cells=tuple(kept)), *running, manifest])
+
+
+def together(root: Path, mine: StudyManifest) -> tuple[StudyManifest, list[RunRecord]]:
+    """The study as it is now, of which `mine` is one command's part.
+
+    Returns:
+        The manifest of all cells, and the records that other commands' cells have so far.
+    """
+    try:
+        whole = _united([read_manifest(root, mine.study), mine])
+    except StoreError:
+        return mine, []
+    own = {cell.run_id for cell in mine.cells}
+    paths = [record_path(root, mine.study, c.run_id) for c in whole.cells if c.run_id not in own]
+    return whole, [read_run(path) for path in paths if path.exists()]
+
+
+def _running(root: Path, study: str) -> list[StudyManifest]:
+    """The commands of `study` that run, the oldest first."""
+    paths = (folder(root, study) / "commands").glob("*.json")
+    found = [(leases.holder(path.with_suffix("")), path) for path in paths]
+    live = sorted((holder.started, path) for holder, path in found if holder is not None)
+    # One that ended since has taken its file with it.
+    return [jsonfile.read(StudyManifest, path) for _, path in live if path.exists()]
+
+
+def _forget_ended(commands: Path) -> None:
+    """Remove what killed commands have left behind."""
+    for path in commands.glob("*.json"):
+        if leases.holder(path.with_suffix("")) is None:
+            path.with_suffix(".lease").unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
+
+
+def _united(manifests: list[StudyManifest]) -> StudyManifest:
+    """The cells of all, each once, and the commands of all; no two cells have one label."""
+    cells: dict[str, CellEntry] = {}
+    labels: set[str] = set()
+    for cell in (cell for manifest in manifests for cell in manifest.cells):
+        if cell.run_id not in cells:
+            # Two commands may differ in what neither sweeps.
+            label = f"{cell.label} {cell.run_id[:6]}" if cell.label in labels else cell.label
+            cells[cell.run_id] = replace(cell, label=label)
+            labels.add(label)
+    lines = dict.fromkeys(line for one in manifests for line in one.command.split(AT_ONCE))
+    return replace(manifests[-1], command=AT_ONCE.join(lines), cells=tuple(cells.values()))
+
+
+def _is_complete(path: Path) -> bool:
+    try:
+        return jsonfile.read(RunRecord, path).status == "complete"
+    except StoreError:
+        return False
 
 
 def read_manifest(root: Path, study: str) -> StudyManifest:
@@ -99,69 +208,49 @@ def cell_of(config: RunConfig, root: Path) -> Cell:
 
 @contextmanager
 def claimed(path: Path) -> Iterator[None]:
-    """Hold the run's lock: while it is held, a record 'running' means what it says."""
-    with _alone(path.with_suffix(".lock"), f"{path.stem}: another process is running this cell"):
+    """Hold the run's lease: while it is held, a record 'running' means what it says."""
+    with _alone(path.with_suffix(""), f"{path.stem}: another process is running this cell"):
         yield
 
 
 @contextmanager
 def finishing(root: Path, study: str) -> Iterator[None]:
-    """Hold the study's lock: only one process at a time writes its report and tracks its runs."""
-    lock = folder(root, study) / "finish.lock"
-    with _alone(lock, f"{study}: another process is writing the report"):
+    """Hold the study's end: only one process at a time writes its report and tracks its runs."""
+    path = folder(root, study) / "finish"
+    with _alone(path, f"{study}: another process is writing the report"):
         yield
 
 
 @contextmanager
 def _alone(path: Path, who: str) -> Iterator[None]:
-    lock = FileLock(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # A reader holds it for an instant, which is not worth a word.
-        lock.acquire(timeout=READER_SECONDS, poll_interval=0.02)
-    except Timeout:
-        print(f"{who}; waiting", flush=True)
-        lock.acquire()
-    except OSError as error:
-        raise StoreError(f"{path}: cannot be locked ({error.strerror}); mend that") from error
-    try:
+    with leases.held(path, on_wait=_telling(who)):
         yield
-    finally:
-        lock.release()
+
+
+def _telling(who: str) -> Callable[[Holder], None]:
+    return lambda holder: print(f"{who} ({holder}); waiting", flush=True)
 
 
 def read_run(path: Path) -> RunRecord:
-    """Read a run's record; one that says 'running' while nobody holds its lock is 'interrupted'."""
+    """Read a run's record; one that says 'running' while nobody runs it is 'interrupted'."""
     record = jsonfile.read(RunRecord, path)
-    if record.status != "running" or _is_held(path.with_suffix(".lock")):
+    if record.status != "running" or leases.holder(path.with_suffix("")) is not None:
         return record
-    # It may have ended between the reading and the look at the lock.
-    record = jsonfile.read(RunRecord, path)
-    return replace(record, status="interrupted") if record.status == "running" else record
+    return _ended_run(path)
 
 
 def settled_run(path: Path) -> RunRecord:
     """Read a run's record once nobody runs it any more, so that it never says 'running'."""
     if jsonfile.read(RunRecord, path).status == "running":
-        with claimed(path):
-            pass
-    return read_run(path)
+        who = f"{path.stem}: another process is running this cell"
+        leases.wait(path.with_suffix(""), on_wait=_telling(who))
+    return _ended_run(path)
 
 
-def _is_held(lock: Path) -> bool:
-    """Whether a process holds `lock`; writes nothing, so that a store can be read-only."""
-    try:
-        handle = os.open(lock, os.O_RDONLY)
-    except OSError:
-        return False
-    try:
-        # Shared: readers are in nobody's way but a claim's, and there for an instant.
-        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(handle)
-    return False
+def _ended_run(path: Path) -> RunRecord:
+    # Read again: it may have ended between the first reading and the look at the lease.
+    record = jsonfile.read(RunRecord, path)
+    return replace(record, status="interrupted") if record.status == "running" else record
 
 
 def all_runs(

@@ -156,10 +156,22 @@ def run(sweep: Sweep, task: TaskFunction) -> None:
     from ftsuite.studies.finish import finish, require_a_way_to_finish
 
     require_a_way_to_finish(sweep.configs[0])
-    _tell_left_out(root, sweep.manifest)
+    _tell_left_out(root, study.joined(root, sweep.manifest))
     for line in said_of_evals(sweep):
         print(line)
-    study.write_manifest(root, sweep.manifest)
+    with study.command(root, sweep.manifest):
+        statuses = _launch(sweep, task)
+        finish(sweep.configs[0], sweep.manifest, root)
+    if failed := statuses.count("failed"):
+        # Their records are complete, or `finish` had raised.
+        raise CellsFailed(
+            f"{failed} of {len(statuses)} cells failed before anything was computed; the results "
+            "of the earlier run stay"
+        )
+
+
+def _launch(sweep: Sweep, task: TaskFunction) -> list[str]:
+    """Run every cell through the configured launcher; the cells' statuses."""
     launcher = Plugins.instance().instantiate_launcher(
         hydra_context=sweep.context, task_function=task, config=sweep.shared
     )
@@ -173,13 +185,7 @@ def run(sweep: Sweep, task: TaskFunction) -> None:
         if isinstance(result._return_value, Exception):
             raise result._return_value
         statuses.append(result._return_value)
-    finish(sweep.configs[0], sweep.manifest, root)
-    if failed := statuses.count("failed"):
-        # Their records are complete, or `finish` had raised.
-        raise CellsFailed(
-            f"{failed} of {len(statuses)} cells failed before anything was computed; the results "
-            "of the earlier run stay"
-        )
+    return statuses
 
 
 def said_of_evals(sweep: Sweep) -> list[str]:

@@ -74,9 +74,6 @@ def command(root: Path, manifest: StudyManifest) -> Iterator[StudyManifest]:
 
     Yields:
         What `study.json` says at the beginning; a later command may add cells.
-
-    Raises:
-        StoreError: the study's folder cannot be written.
     """
     here = folder(root, manifest.study)
     mine = here / "commands" / f"{uuid.uuid4().hex}.json"
@@ -132,11 +129,16 @@ def together(root: Path, mine: StudyManifest) -> tuple[StudyManifest, list[RunRe
 
 def _running(root: Path, study: str) -> list[StudyManifest]:
     """The commands of `study` that run, the oldest first."""
-    paths = (folder(root, study) / "commands").glob("*.json")
-    found = [(leases.holder(path.with_suffix("")), path) for path in paths]
-    live = sorted((holder.started, path) for holder, path in found if holder is not None)
-    # One that ended since has taken its file with it.
-    return [jsonfile.read(StudyManifest, path) for _, path in live if path.exists()]
+    found = []
+    for path in (folder(root, study) / "commands").glob("*.json"):
+        holder = leases.holder(path.with_suffix(""))
+        try:
+            if holder is not None:
+                found.append((holder.started, path.stem, jsonfile.read(StudyManifest, path)))
+        except StoreError:
+            if path.exists():
+                raise  # else it has just ended
+    return [manifest for *_, manifest in sorted(found, key=lambda one: one[:2])]
 
 
 def _forget_ended(commands: Path) -> None:

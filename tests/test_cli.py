@@ -26,6 +26,7 @@ from ftsuite.config import EvalsConfig, ModelConfig, RunConfig, to_plain
 from ftsuite.errors import BackendUnavailable, FtsuiteError, StoreError
 from ftsuite.models import embedded, sources
 from ftsuite.records import DataSummary, MergeSummary, Scores, SplitSummary, TrainSummary
+from ftsuite.store import holders
 from ftsuite.store.entries import run_stage
 from ftsuite.studies import sweeper
 
@@ -666,7 +667,9 @@ def test_a_store_that_may_only_be_read_is_read(
 ) -> None:
     record = dataclasses.replace(runs[0], status="running", study="cut")
     folder = add_study(store, record)
-    (folder / f"{record.run_id}.lock").touch()
+    dead = holders.this_process("f" * 32)
+    lease = json.dumps(dataclasses.asdict(dead) | {"process_start": 0})
+    (folder / f"{record.run_id}.lease").write_text(lease)
     mount = f"mount --bind -o ro {store} {store} && mount -o remount,bind,ro {store}"
     command = [sys.executable, "-m", "ftsuite.cli", "runs", "--store", str(store), "--json"]
     done = in_namespace(mount, command, tmp_path)

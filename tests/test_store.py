@@ -221,6 +221,84 @@ return Answer(value=1)
     verify(entry)
 
 
+# --- the folder of work in progress ---------------------------------------------------------
+
+
+def left_behind(root: Path, name: str, age_seconds: float) -> None:
+    """A partial folder of the spec, as a killed process leaves it."""
+    folder = store.folder_of(root, "answer", spec().key)
+    partial = folder.with_name(f"{folder.name}.{name}")
+    partial.mkdir(parents=True)
+    (partial / "half").write_text(name)
+    changed = time.time() - age_seconds
+    os.utime(partial / "half", (changed, changed))
+    os.utime(partial, (changed - 100, changed - 100))
+
+
+@pytest.mark.parametrize("resumable", [False, True])
+def test_the_newest_folder_left_behind_is_gone_on_with_and_all_others_go(
+    tmp_path: Path, resumable: bool
+) -> None:
+    left_behind(tmp_path, "partial-aaaaaaaa", 30)
+    left_behind(tmp_path, "partial", 10)  # as versions before leases named it
+    left_behind(tmp_path, "partial-bbbbbbbb", 20)
+    seen: list[str] = []
+
+    def compute(partial: Path) -> Answer:
+        seen.extend(path.name for path in tmp_path.glob("answer/*/"))
+        seen.extend(path.read_text() for path in partial.glob("half"))
+        return write_and_answer(partial)
+
+    entry = run_stage(tmp_path, spec(compute, resumable=resumable))
+    assert seen[1:] == (["partial"] if resumable else [])
+    assert seen[0].startswith(f"{entry.folder.name}.partial-")
+    assert [path.name for path in tmp_path.glob("answer/*")] == [entry.folder.name]
+
+
+def test_a_folder_left_behind_by_another_key_is_left_alone(tmp_path: Path) -> None:
+    left_behind(tmp_path, "partial-aaaaaaaa", 30)
+    run_stage(tmp_path, spec(version=2))
+    assert len(list(tmp_path.glob("answer/*.partial-aaaaaaaa/half"))) == 1
+
+
+@pytest.mark.parametrize("resumable", [False, True])
+def test_the_second_finisher_takes_the_winners_entry(tmp_path: Path, resumable: bool) -> None:
+    """Its lease was removed while it computed, as no other process does; the winner is done."""
+    winners: list[store.Entry[Answer]] = []
+
+    def compute(partial: Path) -> Answer:
+        write_and_answer(partial)
+        (lease,) = tmp_path.glob("answer/*.lease")
+        lease.unlink()
+        os.rename(partial, tmp_path / "hidden")
+        winners.append(run_stage(tmp_path, spec()))
+        os.rename(tmp_path / "hidden", partial)
+        return Answer(value=43)
+
+    second = run_stage(tmp_path, spec(compute, resumable=resumable))
+    assert second == replace(winners[0], reused=True)
+    assert second.record.value == 42
+    verify(second)
+    assert [path.name for path in tmp_path.glob("answer/*")] == [second.folder.name]
+
+
+def test_a_stage_whose_folder_was_taken_computes_again(tmp_path: Path) -> None:
+    """The lease was lost and the folder taken, but whoever took them has failed."""
+    calls: list[int] = []
+
+    def compute(partial: Path) -> Answer:
+        calls.append(1)
+        if len(calls) == 1:
+            (lease,) = tmp_path.glob("answer/*.lease")
+            lease.unlink()
+            os.rename(partial, tmp_path / "taken")
+        return write_and_answer(partial)
+
+    entry = run_stage(tmp_path, spec(compute))
+    assert (len(calls), entry.reused, entry.record.value) == (2, False, 42)
+    verify(entry)
+
+
 # --- a damaged entry ------------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -95,6 +96,92 @@ def test_replaced_manifest_is_an_error_with_a_remedy(tmp_path: Path) -> None:
     write(tmp_path, manifest(cell(2)))
     with pytest.raises(StoreError, match=r"another command has replaced .* study="):
         study.cell_of(cell(4), tmp_path)
+
+
+# --- commands of one study at once ----------------------------------------------------------
+
+
+def labels(root: Path) -> list[str]:
+    return [entry.label for entry in study.read_manifest(root, "mine").cells]
+
+
+def test_commands_at_once_have_the_union_of_their_cells(tmp_path: Path) -> None:
+    first, second = manifest(cell(4), cell(2)), manifest(cell(8), cell(4))
+    second = replace(second, command="python -m ftsuite lora.r=8,4")
+    with study.command(tmp_path, first) as alone:
+        assert alone == first
+        with study.command(tmp_path, second) as both:
+            assert both == study.read_manifest(tmp_path, "mine")
+            assert labels(tmp_path) == ["r=4", "r=2", "r=8"]
+            assert both.command == "python -m ftsuite & python -m ftsuite lora.r=8,4"
+            # Each finds all of its cells.
+            for rank in (2, 4, 8):
+                assert study.cell_of(cell(rank), tmp_path).entry.label == f"r={rank}"
+            # And a third, with the same cells, adds nothing.
+            with study.command(tmp_path, second) as again:
+                assert again == both
+    # The last one's report still shows all; the next command is alone again.
+    assert labels(tmp_path) == ["r=4", "r=2", "r=8"]
+    write(tmp_path, second)
+    assert study.read_manifest(tmp_path, "mine") == second
+    assert not list((tmp_path / "studies" / "mine" / "commands").iterdir())
+
+
+def test_a_command_that_ends_with_an_error_is_over(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="inside"), study.command(tmp_path, manifest(cell(2))):
+        raise ValueError("inside")
+    write(tmp_path, manifest(cell(4)))
+    assert labels(tmp_path) == ["r=4"]
+
+
+def test_cells_of_one_label_are_told_apart(tmp_path: Path) -> None:
+    other = cell(2, train=TrainConfig(seed=1))
+    with study.command(tmp_path, manifest(cell(2))):
+        write(tmp_path, manifest(other))
+        assert labels(tmp_path) == ["r=2", f"r=2 {study.run_id(other)[:6]}"]
+
+
+BEGUN = """
+import sys, time
+from pathlib import Path
+from ftsuite import jsonfile
+from ftsuite.records import StudyManifest
+from ftsuite.studies import study
+with study.command(Path(sys.argv[1]), jsonfile.read(StudyManifest, Path(sys.argv[2]))):
+    print("begun", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_of_a_killed_command_only_what_is_complete_stays(tmp_path: Path) -> None:
+    cells = tmp_path / "cells.json"
+    jsonfile.write(cells, manifest(cell(4), cell(2)))
+    with study.command(tmp_path, manifest(cell(8))):
+        killed = subprocess.Popen(
+            [sys.executable, "-c", BEGUN, str(tmp_path), str(cells)],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert killed.stdout is not None and killed.stdout.readline() == "begun\n"
+        assert labels(tmp_path) == ["r=8", "r=4", "r=2"]
+        run = study.run_id(cell(2))
+        jsonfile.write(study.record_path(tmp_path, "mine", run), record(run, status="complete"))
+        killed.kill()
+        killed.communicate(timeout=30)
+        with study.command(tmp_path, manifest(cell(16))):
+            assert labels(tmp_path) == ["r=8", "r=2", "r=16"]
+            assert len(list((tmp_path / "studies/mine/commands").glob("*.json"))) == 2
+
+
+def test_each_command_is_told_what_the_others_have_done(tmp_path: Path) -> None:
+    first, second = manifest(cell(2)), manifest(cell(4), cell(8))
+    done = study.run_id(cell(4))
+    with study.command(tmp_path, first), study.command(tmp_path, second):
+        jsonfile.write(study.record_path(tmp_path, "mine", done), record(done, status="complete"))
+        whole, others = study.together(tmp_path, first)
+        assert [entry.label for entry in whole.cells] == ["r=2", "r=4", "r=8"]
+        assert [other.run_id for other in others] == [done]
+        assert study.together(tmp_path, second)[1] == []
 
 
 def test_unknown_study_names_the_known(tmp_path: Path) -> None:

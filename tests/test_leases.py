@@ -275,7 +275,8 @@ def test_killed_at_any_step_it_is_in_nobodys_way(tmp_path: Path, left: str, afte
 
 
 @pytest.mark.parametrize("after", [False, True])
-def test_interrupted_at_any_step_it_is_free_again(tmp_path: Path, after: bool) -> None:
+@pytest.mark.parametrize("left", ["free", "dead"])
+def test_interrupted_at_any_step_it_is_free_again(tmp_path: Path, left: str, after: bool) -> None:
     """The process lives on, so nobody could tell that it does not hold what it left behind."""
     path = tmp_path / "x"
 
@@ -283,6 +284,8 @@ def test_interrupted_at_any_step_it_is_free_again(tmp_path: Path, after: bool) -
         raise KeyboardInterrupt
 
     for number in range(1, 40):
+        if left == "dead":
+            write_lease(path, process_start=0, token=f"{number:032x}")
         patch = at_step(number, interrupt, after=after)
         entered = False
         try:

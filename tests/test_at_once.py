@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
-from conftest import Command, environment
+from conftest import PATIENCE, Command, environment
 
 from ftsuite import jsonfile
 from ftsuite.records import RunRecord
@@ -72,6 +72,20 @@ def test_a_command_beside_another_reports_both_and_answers_for_its_own(command: 
         report = (command.folder / "reports" / "tiny" / "README.md").read_text()
         assert all(cell.label in report for cell in cells)
     assert "will not show them" not in output
+
+
+def test_a_command_that_another_joins_goes_on(command: Command) -> None:
+    first, second = command.manifest().cells
+    process = command.start(*CELLS)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "in the store" in line:
+            break
+    later = replace(second, run_id="0" * 12, label="lora.r=9")
+    with study.command(command.store, replace(command.manifest(), cells=(later,))):
+        output, _ = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, output
+    assert command.manifest().cells == (first, second, later)
 
 
 def test_killed_while_it_is_run_again_the_study_stays_finished(command: Command) -> None:

@@ -233,7 +233,7 @@ class Command:
         return {
             path.parent.name: path.parent.stat().st_mtime_ns
             for path in (self.store / stage).glob("*/result.json")
-            if not path.parent.name.endswith(".partial")
+            if "." not in path.parent.name
         }
 
     def kill(self, process: subprocess.Popen[str]) -> None:

@@ -11,10 +11,11 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
-from conftest import Command, environment, wait_for
+from conftest import PATIENCE, Command, environment, wait_for
 
 from ftsuite import jsonfile
 from ftsuite.records import RunRecord
@@ -56,6 +57,35 @@ def test_identical_commands_at_once_all_succeed(command: Command) -> None:
     assert all("report: reports/tiny/README.md" in output for output in outputs)
     assert not any("Traceback" in output for output in outputs)
     assert contents(command) == before
+
+
+def test_a_command_beside_another_reports_both_and_answers_for_its_own(command: Command) -> None:
+    """The other one has yet to run a cell, which is none of this one's failures."""
+    first, second = command.manifest().cells
+    to_do = replace(second, run_id="0" * 12, label="lora.r=9")
+    other = replace(command.manifest(), command="python -m ftsuite other", cells=(to_do, second))
+    with study.command(command.store, other):
+        code, output = command.run("lora.r=2", "tracking=wandb")
+        assert code == 0, output
+        cells = command.manifest().cells
+        assert [cell.run_id for cell in cells] == [to_do.run_id, second.run_id, first.run_id]
+        report = (command.folder / "reports" / "tiny" / "README.md").read_text()
+        assert all(cell.label in report for cell in cells)
+    assert "will not show them" not in output
+
+
+def test_a_command_that_another_joins_goes_on(command: Command) -> None:
+    first, second = command.manifest().cells
+    process = command.start(*CELLS)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "are in the store" in line:
+            break
+    later = replace(second, run_id="0" * 12, label="lora.r=9")
+    with study.command(command.store, replace(command.manifest(), cells=(later,))):
+        output, _ = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, output
+    assert command.manifest().cells == (first, second, later)
 
 
 def test_killed_while_it_is_run_again_the_study_stays_finished(command: Command) -> None:

@@ -247,7 +247,7 @@ def test_another_process_finds_the_same():
     questions = real_questions("intent")[:100]
     questions += [f"{question} Please." for question in questions]
     code = (
-        "import json, sys; from ftsuite import duplicates;"
+        "import json, sys; from ftsuite.data import duplicates;"
         "print(duplicates.find(json.load(sys.stdin), 0.8).of.tolist())"
     )
     done = subprocess.run(

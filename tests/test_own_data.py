@@ -136,6 +136,6 @@ def test_nothing_to_evaluate_is_said_before_anything_is_trained(
     overrides = [f"model.id={tiny_model}", *SETTINGS[:10], "probes=none", "tracking=none"]
     assert main([*overrides, f"data.train={path}", "evals=none", "train.max_steps=1"]) == 0
     out = capsys.readouterr().out
-    assert out.index("nothing will be evaluated") < out.index("tokenise")
+    assert out.index("nothing will be evaluated") < out.index("] data: ")
     assert main([*overrides, f"data.train={path}", "data.test_fraction=0"]) == 1
     assert "data.test_fraction = 0: no test rows" in capsys.readouterr().err

@@ -84,12 +84,12 @@ def killed(new_command: Callable[[str], Command]) -> Iterator[Command]:
 def test_killed_twice_then_finished(killed: Command, finished: Command) -> None:
     # First: at the first whole checkpoint.
     process = killed.start(CELLS)
-    wait_for(lambda: list(killed.store.glob("train/*.partial/checkpoints/*/complete")), process)
+    wait_for(lambda: list(killed.store.glob("train/*.partial-*/checkpoints/*/complete")), process)
     assert only_record(killed).status == "running"
     killed.kill(process)
     assert only_record(killed).status == "interrupted"
     assert not killed.entries("train")
-    (checkpoints,) = killed.store.glob("train/*.partial/checkpoints")
+    (checkpoints,) = killed.store.glob("train/*.partial-*/checkpoints")
     # A checkpoint that a kill cut short is the newest, and has no marker.
     cut_short = checkpoints / "checkpoint-9999"
     shutil.copytree(max(checkpoints.glob("*/complete")).parent, cut_short)

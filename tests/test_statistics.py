@@ -479,7 +479,7 @@ def test_bad_input_is_named(call, message: str) -> None:
 
 def test_import_stays_light() -> None:
     script = (
-        "import sys, ftsuite.statistics;"
+        "import sys, ftsuite.analysis.statistics;"
         "sys.exit(bool({'torch', 'scipy.stats', 'pandas', 'transformers'} & set(sys.modules)))"
     )
     subprocess.run([sys.executable, "-c", script], check=True)

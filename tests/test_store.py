@@ -9,12 +9,14 @@ import sys
 import threading
 import time
 from dataclasses import dataclass, replace
+from glob import glob
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from ftsuite.errors import StageError, StoreError, one_line
+from ftsuite.store import commit
 from ftsuite.store import entries as store
 from ftsuite.store.commit import run_stage
 from ftsuite.store.entries import StageSpec, lookup, verify
@@ -85,11 +87,12 @@ def start(root: Path, body: str, *, resumable: bool = False) -> subprocess.Popen
     )
 
 
-def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
+def wait_for(pattern: str, process: subprocess.Popen[str]) -> Path:
     deadline = time.monotonic() + 60
-    while not path.exists():
+    while not (found := glob(pattern)):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.005)
+    return Path(found[0])
 
 
 # --- identity -------------------------------------------------------------------------------
@@ -157,7 +160,7 @@ return Answer(value=7)
 def test_who_waits_is_told(tmp_path: Path) -> None:
     body = f"Path({str(tmp_path / 'begun')!r}).touch(); time.sleep(0.6); return Answer(value=7)"
     process = start(tmp_path / "store", body)
-    wait_for(tmp_path / "begun", process)
+    wait_for(str(tmp_path / "begun"), process)
     told: list[str] = []
     entry = run_stage(tmp_path / "store", spec(refuse), on_wait=told.append)
     assert told == ["answer"] and entry.reused
@@ -172,7 +175,7 @@ def test_compute_that_raises_leaves_nothing_and_the_next_call_computes(tmp_path:
     with pytest.raises(KeyboardInterrupt):
         run_stage(tmp_path, spec(fail))
     assert lookup(tmp_path, spec()) is None
-    assert not list(tmp_path.glob("answer/*.partial*"))
+    assert not list(tmp_path.glob("answer/*"))
     assert not run_stage(tmp_path, spec()).reused
 
 
@@ -188,8 +191,7 @@ time.sleep(60)
 def test_killed_compute_leaves_no_result(tmp_path: Path, resumable: bool) -> None:
     folder = store.folder_of(tmp_path, "answer", spec().key)
     process = start(tmp_path, HALF, resumable=resumable)
-    half = folder.with_name(folder.name + ".partial") / "half"
-    wait_for(half, process)
+    half = wait_for(f"{folder}.partial-*/half", process)
     process.send_signal(signal.SIGKILL)
     process.communicate(timeout=30)
     assert half.exists() and not folder.exists()
@@ -200,7 +202,7 @@ def test_killed_compute_leaves_no_result(tmp_path: Path, resumable: bool) -> Non
         seen.append((partial / "half").exists())
         return write_and_answer(partial)
 
-    # No timeout on the lock: the kernel has released the dead process's.
+    # At once: the holder was of this host, and is gone.
     assert not run_stage(tmp_path, spec(compute, resumable=resumable)).reused
     assert seen == [resumable]
     verify(run_stage(tmp_path, spec(refuse)).folder)
@@ -215,10 +217,88 @@ return Answer(value=1)
 """
     process = start(tmp_path, body, resumable=resumable)
     assert process.wait(timeout=60) == -signal.SIGKILL
-    assert len(list(tmp_path.glob("answer/*.partial*/result.json"))) == 1
+    assert len(list(tmp_path.glob("answer/*.partial-*/result.json"))) == 1
     assert lookup(tmp_path, spec()) is None
     entry = run_stage(tmp_path, spec(resumable=resumable))
     assert entry.record.value == 42
+    verify(entry.folder)
+
+
+# --- the folder of work in progress ---------------------------------------------------------
+
+
+def left_behind(root: Path, name: str, age_seconds: float) -> None:
+    """A partial folder of the spec, as a killed process leaves it."""
+    folder = store.folder_of(root, "answer", spec().key)
+    partial = folder.with_name(f"{folder.name}.{name}")
+    partial.mkdir(parents=True)
+    (partial / "half").write_text(name)
+    changed = time.time() - age_seconds
+    os.utime(partial / "half", (changed, changed))
+    os.utime(partial, (changed - 100, changed - 100))
+
+
+@pytest.mark.parametrize("resumable", [False, True])
+def test_the_newest_folder_left_behind_is_gone_on_with_and_all_others_go(
+    tmp_path: Path, resumable: bool
+) -> None:
+    left_behind(tmp_path, "partial-aaaaaaaa", 30)
+    left_behind(tmp_path, "partial", 10)  # as versions before leases named it
+    left_behind(tmp_path, "partial-bbbbbbbb", 20)
+    seen: list[str] = []
+
+    def compute(partial: Path) -> Answer:
+        seen.extend(path.name for path in tmp_path.glob("answer/*/"))
+        seen.extend(path.read_text() for path in partial.glob("half"))
+        return write_and_answer(partial)
+
+    entry = run_stage(tmp_path, spec(compute, resumable=resumable))
+    assert seen[1:] == (["partial"] if resumable else [])
+    assert seen[0].startswith(f"{entry.folder.name}.partial-")
+    assert [path.name for path in tmp_path.glob("answer/*")] == [entry.folder.name]
+
+
+def test_a_folder_left_behind_by_another_key_is_left_alone(tmp_path: Path) -> None:
+    left_behind(tmp_path, "partial-aaaaaaaa", 30)
+    run_stage(tmp_path, spec(version=2))
+    assert len(list(tmp_path.glob("answer/*.partial-aaaaaaaa/half"))) == 1
+
+
+@pytest.mark.parametrize("resumable", [False, True])
+def test_the_second_finisher_takes_the_winners_entry(tmp_path: Path, resumable: bool) -> None:
+    """Its lease was removed while it computed, as no other process does; the winner is done."""
+    winners: list[store.Entry[Answer]] = []
+
+    def compute(partial: Path) -> Answer:
+        write_and_answer(partial)
+        (lease,) = tmp_path.glob("answer/*.lease")
+        lease.unlink()
+        os.rename(partial, tmp_path / "hidden")
+        winners.append(run_stage(tmp_path, spec()))
+        os.rename(tmp_path / "hidden", partial)
+        return Answer(value=43)
+
+    second = run_stage(tmp_path, spec(compute, resumable=resumable))
+    assert second == replace(winners[0], reused=True)
+    assert second.record.value == 42
+    verify(second.folder)
+    assert [path.name for path in tmp_path.glob("answer/*")] == [second.folder.name]
+
+
+def test_a_stage_whose_folder_was_taken_computes_again(tmp_path: Path) -> None:
+    """The lease was lost and the folder taken, but whoever took them has failed."""
+    calls: list[int] = []
+
+    def compute(partial: Path) -> Answer:
+        calls.append(1)
+        if len(calls) == 1:
+            (lease,) = tmp_path.glob("answer/*.lease")
+            lease.unlink()
+            os.rename(partial, tmp_path / "taken")
+        return write_and_answer(partial)
+
+    entry = run_stage(tmp_path, spec(compute))
+    assert (len(calls), entry.reused, entry.record.value) == (2, False, 42)
     verify(entry.folder)
 
 
@@ -352,7 +432,7 @@ def test_folder_below_a_file_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for folder in (tmp_path / "file", tmp_path / "file" / "store"):
         for call in (
-            lambda folder=folder: store.require_writable(folder, "store.root"),
+            lambda folder=folder: commit.require_writable(folder, "store.root"),
             lambda folder=folder: run_stage(folder, spec(refuse)),
         ):
             with pytest.raises(StoreError) as caught:
@@ -363,7 +443,7 @@ def test_folder_below_a_file_is_one_line(tmp_path: Path) -> None:
 
 
 def test_writable_folder_is_made_and_left_empty(tmp_path: Path) -> None:
-    store.require_writable(tmp_path / "a" / "b", "store.reports")
+    commit.require_writable(tmp_path / "a" / "b", "store.reports")
     assert not list((tmp_path / "a" / "b").iterdir())
 
 
@@ -447,7 +527,7 @@ def test_readers_never_see_a_folder_without_its_result(tmp_path: Path) -> None:
     def watch() -> None:
         while not stop.is_set():
             for folder in tmp_path.glob("answer/*"):
-                if folder.suffix in (".partial", ".lock"):
+                if "." in folder.name:  # leases and work in progress
                     continue
                 seen.add(folder.name)
                 try:
@@ -469,17 +549,9 @@ def test_readers_never_see_a_folder_without_its_result(tmp_path: Path) -> None:
     assert len(seen) > 10
 
 
-def test_holding_says_whether_the_lock_was_free(tmp_path: Path) -> None:
-    path = tmp_path / "a" / "x.lock"
-    with store.holding(path) as first, store.holding(path) as second:
-        assert (first, second) == (True, False)
-    with store.holding(path) as third:
-        assert third
-
-
 def test_store_needs_no_torch() -> None:
     script = (
-        "import sys, ftsuite.store.computing, ftsuite.studies.study; print('torch' in sys.modules)"
+        "import sys, ftsuite.store.entries, ftsuite.studies.study; print('torch' in sys.modules)"
     )
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True

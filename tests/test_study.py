@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -53,6 +54,11 @@ def manifest(*configs: RunConfig) -> StudyManifest:
     return StudyManifest(study="mine", command="python -m ftsuite", cells=tuple(entries))
 
 
+def write(root: Path, cells: StudyManifest) -> None:
+    with study.command(root, cells):
+        pass
+
+
 def cell(rank: int, **fields: Any) -> RunConfig:
     return RunConfig(study="mine", lora=LoraConfig(r=rank), **fields)
 
@@ -85,54 +91,93 @@ def test_cells_have_their_places() -> None:
     assert found.command == "python -m ftsuite"
 
 
-def labels(tmp_path: Path) -> list[str]:
-    return [entry.label for entry in study.read_manifest(tmp_path, "mine").cells]
+# --- commands of one study at once ----------------------------------------------------------
 
 
-def test_commands_that_run_at_once_have_the_union_of_their_cells(tmp_path: Path) -> None:
-    with study.command(tmp_path, manifest(cell(2), cell(4))) as first:
-        assert len(first.cells) == 2
-        with study.command(tmp_path, manifest(cell(4), cell(8))) as whole:
-            assert [entry.label for entry in whole.cells] == ["r=2", "r=4", "r=8"]
-            assert labels(tmp_path) == ["r=2", "r=4", "r=8"]
-    assert labels(tmp_path) == ["r=2", "r=4", "r=8"]
-    # Both have ended: the next command's cells alone are the study's.
-    with study.command(tmp_path, manifest(cell(8))):
-        assert labels(tmp_path) == ["r=8"]
+def labels(root: Path) -> list[str]:
+    return [entry.label for entry in study.read_manifest(root, "mine").cells]
+
+
+def test_commands_at_once_have_the_union_of_their_cells(tmp_path: Path) -> None:
+    first, second = manifest(cell(4), cell(2)), manifest(cell(8), cell(4))
+    second = replace(second, command="python -m ftsuite lora.r=8,4")
+    with study.command(tmp_path, first) as alone:
+        assert alone == first
+        with study.command(tmp_path, second) as both:
+            assert both == study.read_manifest(tmp_path, "mine")
+            assert labels(tmp_path) == ["r=4", "r=2", "r=8"]
+            assert both.command == "python -m ftsuite & python -m ftsuite lora.r=8,4"
+            # And a third, with the same cells, adds nothing.
+            with study.command(tmp_path, second) as again:
+                assert again == both
+    # The last one's report still shows all; the next command is alone again.
+    assert labels(tmp_path) == ["r=4", "r=2", "r=8"]
+    write(tmp_path, second)
+    assert study.read_manifest(tmp_path, "mine") == second
     assert not list((tmp_path / "studies" / "mine" / "commands").iterdir())
 
 
-COMMAND = """
+def test_a_command_that_ends_with_an_error_is_over(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="inside"), study.command(tmp_path, manifest(cell(2))):
+        raise ValueError("inside")
+    write(tmp_path, manifest(cell(4)))
+    assert labels(tmp_path) == ["r=4"]
+
+
+def test_cells_of_one_label_are_told_apart(tmp_path: Path) -> None:
+    other = cell(2, train=TrainConfig(seed=1))
+    with study.command(tmp_path, manifest(cell(2))):
+        write(tmp_path, manifest(other))
+        assert labels(tmp_path) == ["r=2", f"r=2 {study.run_id(other)[:6]}"]
+
+
+BEGUN = """
 import sys, time
 from pathlib import Path
 from ftsuite import jsonfile
 from ftsuite.records import StudyManifest
 from ftsuite.studies import study
-mine = jsonfile.read(StudyManifest, Path(sys.argv[2]))
-with study.command(Path(sys.argv[1]), mine):
-    print("running", flush=True)
+with study.command(Path(sys.argv[1]), jsonfile.read(StudyManifest, Path(sys.argv[2]))):
+    print("begun", flush=True)
     time.sleep(60)
 """
 
 
-def test_a_killed_command_has_no_cells_any_more(tmp_path: Path) -> None:
-    jsonfile.write(tmp_path / "other.json", manifest(cell(2)))
-    arguments = [sys.executable, "-c", COMMAND, str(tmp_path), str(tmp_path / "other.json")]
-    other = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True)
-    assert other.stdout is not None and other.stdout.readline() == "running\n"
-    with study.command(tmp_path, manifest(cell(4))):
-        assert labels(tmp_path) == ["r=2", "r=4"]
-    other.kill()
-    other.communicate(timeout=30)
-    with study.command(tmp_path, manifest(cell(4))):
-        assert labels(tmp_path) == ["r=4"]
-    assert not list((tmp_path / "studies" / "mine" / "commands").iterdir())
+def test_of_a_killed_command_only_what_is_complete_stays(tmp_path: Path) -> None:
+    cells = tmp_path / "cells.json"
+    jsonfile.write(cells, manifest(cell(4), cell(2)))
+    with study.command(tmp_path, manifest(cell(8))):
+        killed = subprocess.Popen(
+            [sys.executable, "-c", BEGUN, str(tmp_path), str(cells)],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert killed.stdout is not None and killed.stdout.readline() == "begun\n"
+        assert labels(tmp_path) == ["r=8", "r=4", "r=2"]
+        run = study.run_id(cell(2))
+        jsonfile.write(study.record_path(tmp_path, "mine", run), record(run, status="complete"))
+        killed.kill()
+        killed.communicate(timeout=30)
+        with study.command(tmp_path, manifest(cell(16))):
+            assert labels(tmp_path) == ["r=8", "r=2", "r=16"]
+            assert len(list((tmp_path / "studies/mine/commands").glob("*.json"))) == 2
+
+
+def test_each_command_is_told_what_the_others_have_done(tmp_path: Path) -> None:
+    first, second = manifest(cell(2)), manifest(cell(4), cell(8))
+    done = study.run_id(cell(4))
+    with study.command(tmp_path, first), study.command(tmp_path, second):
+        jsonfile.write(study.record_path(tmp_path, "mine", done), record(done, status="complete"))
+        whole, others = study.together(tmp_path, first)
+        assert [entry.label for entry in whole.cells] == ["r=2", "r=4", "r=8"]
+        assert [other.run_id for other in others] == [done]
+        assert study.together(tmp_path, second)[1] == []
 
 
 def test_unknown_study_names_the_known(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="known are: none"):
         study.read_manifest(tmp_path, "yours")
-    study.write_manifest(tmp_path, manifest(cell(2)))
+    write(tmp_path, manifest(cell(2)))
     with pytest.raises(StoreError, match=r"yours: no such study in .* known are: mine"):
         study.read_manifest(tmp_path, "yours")
 
@@ -187,7 +232,7 @@ def test_claim_is_released_by_an_error(tmp_path: Path) -> None:
 
 def test_all_runs_puts_earlier_commands_last(tmp_path: Path) -> None:
     latest = manifest(cell(4), cell(2))
-    study.write_manifest(tmp_path, latest)
+    write(tmp_path, latest)
     for run_id in ("zz", "aa", *(entry.run_id for entry in latest.cells)):
         jsonfile.write(study.record_path(tmp_path, "mine", run_id), record(run_id, status="failed"))
     found = [found.run_id for _, found in study.all_runs(tmp_path)]

@@ -398,7 +398,8 @@ def test_a_branch_without_end_is_stopped_where_the_first_rendering_does_not_take
 
 def test_data_modules_import_neither_torch_nor_transformers():
     code = (
-        "import sys; from ftsuite import data, packing, preview, readers, shapes, templates;"
+        "import sys; from ftsuite.data import packing, prepare, preview, readers, shapes;"
+        "from ftsuite.models import templates;"
         "heavy = {'torch', 'transformers', 'datasets', 'pyarrow'} & set(sys.modules);"
         "sys.exit(f'imported {heavy}' if heavy else 0)"
     )

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import errno
-import json
-import os
-import shutil
 import tempfile
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ftsuite import jsonfile
-from ftsuite.errors import FtsuiteError, StageError, StoreError, redacted, secret_in
+from ftsuite.errors import StoreError, redacted, secret_in
 from ftsuite.jsonfile import canonical, digest
 from ftsuite.measure import measure
-from ftsuite.store import leases, pruning
+from ftsuite.store import leases, partials, pruning
 from ftsuite.store.entries import Entry, StageSpec, file_digest, folder_of, lookup
 
 if TYPE_CHECKING:
@@ -28,8 +24,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-FULL_DISK_BYTES = 100_000
-"""Free space below which a failed stage is blamed on the disk."""
 SMALLEST_FILE_BYTES = 4096
 """What a disk must take for a run to begin: a block of an ordinary file system."""
 
@@ -56,21 +50,23 @@ def run_stage(
             secret.
         StageError: the disk is full.
     """
-    found = lookup(root, spec)
+    folder, found = folder_of(root, spec.name, spec.key), lookup(root, spec)
     while found is None or found.pruned:
         on_miss()
-        with leased(root, spec, on_wait) as lease:
+        with leases.held(folder, on_wait=lambda _: on_wait(spec.name)) as lease:
             # Another process may have finished while this one waited.
             found = lookup(root, spec)
             if found is None or found.pruned:
-                with full_disk_is_an_error(root), work(spec, root, lease) as partial:
+                is_mine = False
+                with partials.full_disk_is_an_error(root), work(spec, root, lease) as partial:
                     started = time.monotonic()
                     with measure() as usage:
                         record = spec.compute(partial)
-                    commit(spec, root, partial, record, time.monotonic() - started, usage)
+                    seconds = time.monotonic() - started
+                    is_mine = commit(spec, root, partial, record, seconds, usage)
                 made = lookup(root, spec)
                 if made is not None:
-                    return replace(made, reused=False)
+                    return replace(made, reused=not is_mine)
     return found
 
 
@@ -98,20 +94,6 @@ def _unwritable(folder: Path, setting: str, error: OSError) -> StoreError:
     return jsonfile.unwritable(f"{setting}: {folder}", error, f"{setting}{also}")
 
 
-def leased_if_free(root: Path, spec: StageSpec[Any]) -> Lease | None:
-    """Take the lease of a result if nobody has it; it must be released.
-
-    Raises:
-        StoreError: the store cannot be written.
-    """
-    folder = folder_of(root, spec.name, spec.key)
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        return leases.acquire(folder)
-    except OSError as error:
-        raise _unwritable(folder.parent, "store.root", error) from error
-
-
 @contextmanager
 def work(spec: StageSpec[Any], root: Path, lease: Lease) -> Iterator[Path]:
     """Give a folder to compute `spec` in, and clear up where that fails.
@@ -128,23 +110,22 @@ def work(spec: StageSpec[Any], root: Path, lease: Lease) -> Iterator[Path]:
             f"{spec.name}: its inputs hold the value of {secret}, which would be stored; take it "
             "out of the settings, the task and the probe files"
         )
-    partial = _own_partial(folder_of(root, spec.name, spec.key), spec, lease)
-    # A kill just before the rename leaves one behind; it must not be listed among the files.
-    (partial / "result.json").unlink(missing_ok=True)
-    _write_durably(partial / "inputs.json", spec.inputs)
+    folder = folder_of(root, spec.name, spec.key)
+    partial = partials.prepare(folder, lease.token, resumable=spec.resumable)
+    partials.write_json(partial / "inputs.json", spec.inputs)
     try:
         yield partial
     except BaseException as error:
         if not spec.resumable:
-            shutil.rmtree(partial, ignore_errors=True)
-        if lease.check() or not isinstance(error, Exception):
+            partials.discard(partial)
+        if not lease.is_lost() or not isinstance(error, Exception):
             raise
 
 
 def commit(
     spec: StageSpec[Any], root: Path, partial: Path, record: Any, seconds: float, usage: Usage
-) -> None:
-    """Make a result visible; where somebody else was first, theirs stays.
+) -> bool:
+    """Make a result visible; where somebody else was first, theirs stays, and this says False.
 
     Args:
         spec: what was computed.
@@ -157,7 +138,7 @@ def commit(
     folder = folder_of(root, spec.name, spec.key)
     if pruning.is_pruned(folder):
         pruning.restore(folder, partial)
-        return
+        return True
     files = {
         str(path.relative_to(partial)): {"bytes": path.stat().st_size, "sha256": file_digest(path)}
         for path in sorted(partial.rglob("*"))
@@ -170,81 +151,5 @@ def commit(
         "peak_memory_bytes": usage.memory_bytes,
         "peak_device_bytes": usage.device_bytes,
     }
-    _write_durably(partial / "result.json", {**result, jsonfile.CHECKSUM: digest(result)})
-    try:
-        os.rename(partial, folder)
-    except OSError as error:
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-            raise
-        # Equal inputs give one result.
-        shutil.rmtree(partial)
-    _sync_folder(folder.parent)
-
-
-def _own_partial(folder: Path, spec: StageSpec[Any], lease: Lease) -> Path:
-    """A folder that no other holder writes into, with what an ended one has left where it helps."""
-    own = folder.with_name(f"{folder.name}.partial-{lease.token[:8]}")
-    left = sorted(folder.parent.glob(f"{folder.name}.partial*"), key=lambda p: p.stat().st_mtime)
-    if left and spec.resumable:
-        os.rename(left.pop(), own)
-    for path in left:
-        shutil.rmtree(path)
-    own.mkdir(parents=True, exist_ok=True)
-    return own
-
-
-def _write_durably(path: Path, plain: Any) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        json.dump(plain, file, indent=1, ensure_ascii=False)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-@contextmanager
-def leased(
-    root: Path, spec: StageSpec[Any], on_wait: Callable[[str], None] = lambda _: None
-) -> Iterator[Lease]:
-    """Hold the lease of a result, waiting for who computes it.
-
-    Raises:
-        StoreError: the store cannot be written.
-    """
-    folder = folder_of(root, spec.name, spec.key)
-    with ExitStack() as stack:
-        try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            lease = stack.enter_context(leases.held(folder, lambda _: on_wait(spec.name)))
-        except OSError as error:
-            raise _unwritable(folder.parent, "store.root", error) from error
-        yield lease
-
-
-@contextmanager
-def full_disk_is_an_error(root: Path) -> Iterator[None]:
-    """Say in words that the disk is full, whoever found out.
-
-    Raises:
-        StageError: it is.
-    """
-    try:
-        yield
-    except FtsuiteError:
-        raise
-    except Exception as error:
-        # safetensors and torch wrap the errno in their own exceptions and keep only its text.
-        texts = os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT)
-        told = any(text in str(error) for text in texts)
-        # torch says only "iostream error".
-        if not told and shutil.disk_usage(root).free > FULL_DISK_BYTES:
-            raise
-        raise StageError(
-            f"no space left on the disk of {root}; free some, or set store.root or FTSUITE_STORE"
-        ) from error
+    partials.write_json(partial / "result.json", {**result, jsonfile.CHECKSUM: digest(result)})
+    return partials.publish(partial, folder)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from ftsuite.errors import StoreError
 from ftsuite.events import Events, path_of, to_file
 from ftsuite.measure import measure
-from ftsuite.store import commit, entries
+from ftsuite.store import commit, entries, leases, partials
 from ftsuite.store.entries import Entry, StageSpec, folder_of
 from ftsuite.store.stage import function_of
 
@@ -108,11 +108,10 @@ class _Work:
 
 def _begun(root: Path, stage: Stage[Any], leased: ExitStack) -> _Work | None:
     spec = _spec(stage, _never)
-    lease = commit.leased_if_free(root, spec)
+    held = leased.enter_context(ExitStack())
+    lease = held.enter_context(leases.held_if_free(entry_folder(root, stage)))
     if lease is None:
         return None
-    held = leased.enter_context(ExitStack())
-    held.callback(lease.release)
     found = lookup(root, stage)
     if found is not None and not found.pruned:
         held.close()
@@ -124,7 +123,7 @@ def _begun(root: Path, stage: Stage[Any], leased: ExitStack) -> _Work | None:
 def _ended(root: Path, work: _Work, result: Any, seconds: float, usage: Usage) -> Exception | None:
     """Store a result, or give up its work; the lease is given back."""
     try:
-        with work.held, commit.full_disk_is_an_error(root):
+        with work.held, partials.full_disk_is_an_error(root):
             if isinstance(result, Exception):
                 raise result
             commit.commit(work.spec, root, work.partial, result, seconds, usage)

@@ -1,289 +1,260 @@
-"""Locks that hold across processes and hosts, on local and on shared file systems.
+"""Leases: one process at a time works on a path, also on shared file systems and across hosts.
 
-A lease is a small file `PATH.lease` that says who holds it. It is made by a hard link, which fails
-where the file exists, on NFS too (open(2) of Linux, under O_EXCL, describes this way). Its holder
-sets the file's time every few seconds. It has lapsed
+A lease on `<path>` is the file `<path>.lease`, which says who holds it (`Holder`). The holder
+raises the number `beat` in it every `HEARTBEAT_SECONDS`. The lease is over
 
-- at once, where its holder ran in this host's process table and is not there any more;
-- else when an observer has seen the same file time for `LAPSE_SECONDS`, by the observer's own
-  clock: clocks of two hosts are never compared.
+- at once where its process was of this host and is gone, or its number is another process's now;
+- else once an observer has seen the same beat for `LAPSE_SECONDS` of its own clock. Clocks of two
+  hosts are never compared.
 
-Whoever takes a lapsed lease over may be wrong (a suspended machine wakes up again). So a lease
-keeps work from being done twice; results do not depend on it: each holder writes into a folder of
-its own (entries.py), and the first whole result stays.
+Then whoever waits takes it over; `leasefiles` says how, so that one alone can.
+
+What can go wrong: a holder that is alive but stands still for `LAPSE_SECONDS` (SIGSTOP, a call
+that keeps Python's interpreter lock, a network that is down) is taken for dead, and goes on working
+until its next heartbeat finds out (`Lease.lost`). What is done under a lease must survive that; the
+store does (`entries.run_stage`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import os
-import socket
 import threading
 import time
 import uuid
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import psutil
+from ftsuite import jsonfile
+from ftsuite.errors import StoreError
+from ftsuite.store import leasefiles
+from ftsuite.store.holders import Holder, is_dead, is_here
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from io import FileIO
+    from pathlib import Path
 
-HEARTBEAT_SECONDS = 5.0
+HEARTBEAT_SECONDS = 10.0
 LAPSE_SECONDS = 60.0
-"""Twelve heartbeats: a busy file server may delay some."""
-POLL_SECONDS = 0.5
-LOOK_SECONDS = 600.0
-"""From this age on, by this host's clock, a lease of another host counts as lapsed for who looks
-once and cannot wait: ten minutes are more than clocks differ."""
+"""Six beats: a busy file system may delay some."""
+SILENCE_SECONDS = 900.0
+"""Age of another host's last beat from which on one look calls its lease over.
+
+One look has the clocks of two machines alone to go by; hosts that keep time differ by far less.
+"""
+POLL_SECONDS = 0.2
+RETRY_SECONDS = 0.01
+"""Pause after another process was faster."""
+NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+"""What link(2) says on file systems without hard links."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Holder:
-    """Who holds a lease."""
-
-    token: str
-    """Of this holding alone."""
-    host: str
-    table: str
-    """The process table that `pid` is from: boot and PID namespace; containers have their own."""
-    pid: int
-    process_start: float
-    """Tells two processes of one pid apart."""
-    started: str
-    """UTC, ISO 8601."""
-
-
+@dataclass(slots=True)
 class Lease:
     """A lease that this process holds."""
 
-    def __init__(self, path: Path, holder: Holder, handle: int) -> None:
-        self.path, self.holder, self._handle = path, holder, handle
-        self.lost = False
-        """Whether somebody has taken it over."""
-        self._end = threading.Event()
-        self._thread = threading.Thread(target=self._beat, daemon=True)
-        self._thread.start()
+    path: Path
+    token: str
+    """32 hex digits, new with every lease."""
+    lost: bool = False
+    """Whether a heartbeat found that another process has taken the lease over."""
 
-    @property
-    def token(self) -> str:
-        """What tells this holding from every other."""
-        return self.holder.token
-
-    def _beat(self) -> None:
-        while not self._end.wait(HEARTBEAT_SECONDS):
-            if not self.check():
-                return
-            # By the open file: a lease that was taken over is another file.
-            with contextlib.suppress(OSError):
-                os.utime(self._handle)
-
-    def check(self) -> bool:
-        """Whether it is still held; remembers if it is not."""
-        found = _read(self.path)
-        self.lost = self.lost or found is None or found[0].token != self.token
-        return not self.lost
-
-    def release(self) -> None:
-        """Give it back."""
-        self._end.set()
-        self._thread.join()
-        os.close(self._handle)
-        if not self.lost:
-            _remove(self.path, self.token)
+    def is_lost(self) -> bool:
+        """Look now, instead of waiting for the next heartbeat."""
+        chain = leasefiles.chain_of(self.path)
+        return self.lost or not chain or chain[-1].token != self.token
 
 
-def acquire(path: Path) -> Lease | None:
-    """Take the lease of `path` if nobody has it, or if its holder is known to have ended.
+@dataclass(slots=True)
+class _Watch:
+    """What an observer has seen of a lease, and for how long by its own clock."""
 
-    Raises:
-        OSError: the folder cannot be written.
-    """
-    lease = lease_path(path)
-    found = _read(lease)
-    if found is not None:
-        if not _has_ended(found[0]):
-            return None
-        _remove(lease, found[0].token)
-    return _link(lease)
+    lapse_seconds: float
+    step_seconds: float
+    """The most that one look counts for: an observer that was stopped itself has observed nothing
+    meanwhile, and may have been stopped together with the holder."""
+    seen: tuple[str, int] | None = None
+    silent_seconds: float = 0.0
+    looked: float = field(default_factory=time.monotonic)
+
+    def is_over(self, holder: Holder) -> bool:
+        now = time.monotonic()
+        passed, self.looked = min(now - self.looked, self.step_seconds), now
+        if self.seen == (holder.token, holder.beat):
+            self.silent_seconds += passed
+        else:
+            self.seen, self.silent_seconds = (holder.token, holder.beat), 0.0
+        return is_dead(holder) or self.silent_seconds >= self.lapse_seconds
 
 
 @contextmanager
-def held(path: Path, on_wait: Callable[[Holder], None] = lambda _: None) -> Iterator[Lease]:
-    """Hold the lease of `path`, waiting for others.
+def held(
+    path: Path,
+    *,
+    on_wait: Callable[[Holder], None] = lambda _: None,
+    poll_seconds: float = POLL_SECONDS,
+    heartbeat_seconds: float = HEARTBEAT_SECONDS,
+    lapse_seconds: float = LAPSE_SECONDS,
+) -> Iterator[Lease]:
+    """Hold the lease on `path`, which need not exist; wait while another process holds it.
+
+    The lease is this process's alone: a child that it forks neither holds it nor gives it back.
 
     Args:
-        path: what it is for; its folder is there.
-        on_wait: told once who holds it, if somebody does.
+        path: what is leased; its folder is made if need be.
+        on_wait: told once, at the first look that finds the lease held.
+        poll_seconds: between two looks at a lease that is held.
+        heartbeat_seconds: between two beats.
+        lapse_seconds: how long the same beat must be seen until the lease is taken over.
 
     Raises:
-        OSError: the folder cannot be written.
+        StoreError: no file can be written beside `path`, or none can be linked.
     """
-    seen: tuple[str, int] | None = None
-    since, told = time.monotonic(), False
-    while (lease := acquire(path)) is None:
-        found = _read(lease_path(path))
-        if found is None:
-            continue
-        holder, beat = found
-        if not told:
-            told = True
-            on_wait(holder)
-        if seen != (holder.token, beat):
-            seen, since = (holder.token, beat), time.monotonic()
-        elif time.monotonic() - since >= LAPSE_SECONDS:
-            _remove(lease_path(path), holder.token)
-            continue
-        time.sleep(POLL_SECONDS)
+    lease, process = Lease(path, uuid.uuid4().hex), os.getpid()
+    stop = threading.Event()
     try:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            for chain in _chances(path, on_wait, poll_seconds, lapse_seconds):
+                if _take(chain, lease, stop, heartbeat_seconds):
+                    break
+        except OSError as error:
+            raise _unusable(path, error) from error
         yield lease
     finally:
-        lease.release()
+        if os.getpid() == process:
+            stop.set()
+            # A folder that was deleted must not hide what the work itself raised. A lease that
+            # stays is over when this process ends.
+            with contextlib.suppress(OSError):
+                leasefiles.give_back(path, lease.token)
 
 
 @contextmanager
 def held_if_free(path: Path) -> Iterator[Lease | None]:
-    """Hold the lease of `path` if nobody does; the value is None where somebody does.
+    """Hold the lease on `path` if nobody does, or if its holder is known to be dead.
+
+    Yields:
+        None where another process holds it.
 
     Raises:
-        OSError: the folder cannot be written.
+        StoreError: as for `held`.
     """
-    lease = acquire(path)
+    chain = leasefiles.chain_of(path)
+    if chain and not is_dead(chain[-1]):
+        yield None
+        return
+    lease, process = Lease(path, uuid.uuid4().hex), os.getpid()
+    stop = threading.Event()
     try:
-        yield lease
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            is_mine = _take(chain, lease, stop, HEARTBEAT_SECONDS)
+        except OSError as error:
+            raise _unusable(path, error) from error
+        yield lease if is_mine else None
     finally:
-        if lease is not None:
-            lease.release()
+        if os.getpid() == process:
+            stop.set()
+            with contextlib.suppress(OSError):
+                leasefiles.give_back(path, lease.token)
+
+
+def wait(
+    path: Path,
+    *,
+    on_wait: Callable[[Holder], None] = lambda _: None,
+    poll_seconds: float = POLL_SECONDS,
+    lapse_seconds: float = LAPSE_SECONDS,
+) -> None:
+    """Wait until nobody holds the lease on `path`; writes nothing."""
+    next(_chances(path, on_wait, poll_seconds, lapse_seconds))
 
 
 def holder(path: Path) -> Holder | None:
-    """Who holds the lease of `path`; None where it is free. Writes nothing, and does not wait."""
-    found = _read(lease_path(path))
-    if found is None or _has_ended(found[0]):
-        return None
-    age = time.time() - found[1] / 1e9
-    return None if not _is_here(found[0]) and age > LOOK_SECONDS else found[0]
+    """Who holds the lease on `path`, as far as one look can tell; writes nothing.
 
+    A holder of this host is believed while its process lives. One of another host is believed
+    until its last beat is `SILENCE_SECONDS` old by this host's clock: one look cannot see whether
+    it beats. `wait` and `held` can, and know sooner.
 
-def lease_path(path: Path) -> Path:
-    """The file of the lease of `path`."""
-    return path.with_name(f"{path.name}.lease")
-
-
-def _link(lease: Path) -> Lease | None:
-    holder = _myself()
-    draft = lease.with_name(f".{lease.name}.{holder.token}")
-    handle = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
-    try:
-        os.write(handle, json.dumps(asdict(holder)).encode())
-        os.fsync(handle)
-        try:
-            os.link(draft, lease)
-        except FileExistsError:
-            # The answer of a file server can get lost: then the link is there all the same.
-            if os.fstat(handle).st_nlink != 2:
-                os.close(handle)
-                return None
-        except OSError as error:
-            if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EMLINK):
-                raise
-            # A file system without hard links; a rename would not fail where a lease is.
-            if lease.exists():
-                os.close(handle)
-                return None
-            os.rename(draft, lease)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.close(handle)
-        raise
-    finally:
-        draft.unlink(missing_ok=True)
-    return Lease(lease, holder, handle)
-
-
-def _remove(lease: Path, token: str) -> None:
-    """Remove a lease, unless it has become another's meanwhile."""
-    aside = lease.with_name(f".{lease.name}.{uuid.uuid4().hex}")
-    try:
-        os.rename(lease, aside)
-    except FileNotFoundError:
-        return
-    found = _read(aside)
-    if found is not None and found[0].token != token:
-        # Somebody was faster, and holds it now.
-        with contextlib.suppress(FileExistsError):
-            os.link(aside, lease)
-    aside.unlink(missing_ok=True)
-
-
-def _read(lease: Path) -> tuple[Holder, int] | None:
-    """Who holds a lease, and its file's time in nanoseconds; None where there is none."""
-    try:
-        # Opened and not only looked at: network file systems then ask the server.
-        with lease.open(encoding="utf-8") as file:
-            return Holder(**json.load(file)), os.fstat(file.fileno()).st_mtime_ns
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except OSError as error:
-        if error.errno == errno.ESTALE:
-            return None
-        raise
-
-
-def _has_ended(holder: Holder) -> bool:
-    """Whether the holder is known not to be there any more; only of processes seen from here."""
-    if not _is_here(holder):
-        return False
-    try:
-        is_zombie = psutil.Process(holder.pid).status() == psutil.STATUS_ZOMBIE
-        return is_zombie or _start_of(holder.pid) != holder.process_start
-    except psutil.NoSuchProcess:
-        return True
-    except psutil.AccessDenied:
-        return False
-
-
-def _start_of(pid: int) -> float:
-    """When a process started: on Linux in clock ticks since boot, which no clock can move.
-
-    proc(5): `starttime` is the 22nd field, the 20th behind the name in brackets.
+    Returns:
+        None where the lease is free, or its holder dead.
     """
+    chain = leasefiles.chain_of(path)
+    if not chain or is_dead(chain[-1]):
+        return None
+    if is_here(chain[-1]):
+        return chain[-1]
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+        age_seconds = time.time() - leasefiles.last_file(path, chain).stat().st_mtime
     except FileNotFoundError:
-        return psutil.Process(pid).create_time()
-    return float(stat.rpartition(")")[2].split()[19])
+        return None
+    return chain[-1] if age_seconds < SILENCE_SECONDS else None
 
 
-def _is_here(holder: Holder) -> bool:
-    return (holder.host, holder.table) == (_host(), _table())
+def _chances(
+    path: Path, on_wait: Callable[[Holder], None], poll_seconds: float, lapse_seconds: float
+) -> Iterator[leasefiles.Chain]:
+    """Yield whenever the lease is free or over, with whom it belonged to."""
+    watch = _Watch(lapse_seconds, step_seconds=max(1.0, 2 * poll_seconds))
+    told = False
+    while True:
+        chain = leasefiles.chain_of(path)
+        if not chain or watch.is_over(chain[-1]):
+            yield chain
+            time.sleep(RETRY_SECONDS)
+            continue
+        if not told:
+            on_wait(chain[-1])
+            told = True
+        time.sleep(poll_seconds)
 
 
-def _myself() -> Holder:
-    from ftsuite.provenance import now
+def _take(
+    chain: leasefiles.Chain, lease: Lease, stop: threading.Event, heartbeat_seconds: float
+) -> bool:
+    """Try to follow the last of `chain`; on success a thread beats until `stop` is set."""
+    with leasefiles.own_file(lease.path, lease.token) as (file, handle):
+        # An object, for it can be closed twice: here, and by the thread.
+        beating = os.fdopen(handle, "r+b", buffering=0)
+        try:
+            if leasefiles.follow(lease.path, chain, file, lease.token):
+                arguments = (lease, beating, stop, heartbeat_seconds)
+                threading.Thread(target=_beat, args=arguments, daemon=True).start()
+                return True
+        except BaseException:
+            stop.set()
+            beating.close()
+            raise
+        beating.close()
+        return False
 
-    return Holder(
-        token=uuid.uuid4().hex,
-        host=_host(),
-        table=_table(),
-        pid=os.getpid(),
-        process_start=_start_of(os.getpid()),
-        started=now(),
-    )
+
+def _beat(lease: Lease, file: FileIO, stop: threading.Event, heartbeat_seconds: float) -> None:
+    beat = 0
+    with file:
+        while not stop.wait(heartbeat_seconds):
+            beat += 1
+            try:
+                leasefiles.write_beat(file.fileno(), beat)
+                lost = lease.is_lost()
+            except OSError:
+                # To observers a disk that fails is silence; the next beat tries again.
+                continue
+            # Given back meanwhile is not lost.
+            if lost and not stop.is_set():
+                lease.lost = True
+                return
 
 
-def _host() -> str:
-    return socket.gethostname()
-
-
-def _table() -> str:
-    parts = []
-    with contextlib.suppress(OSError):
-        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
-    with contextlib.suppress(OSError):
-        parts.append(os.readlink("/proc/self/ns/pid"))
-    return " ".join(parts)
+def _unusable(path: Path, error: OSError) -> StoreError:
+    if error.errno in NO_LINKS:
+        return StoreError(
+            f"{path.parent}: its file system makes no hard links, by which processes agree on who "
+            "computes what; set store.root or FTSUITE_STORE to a folder on another"
+        )
+    return jsonfile.unwritable(str(path.parent), error, "store.root or FTSUITE_STORE")

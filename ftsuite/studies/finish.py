@@ -32,37 +32,30 @@ def require_a_way_to_finish(config: RunConfig) -> None:
 def finish(config: RunConfig, manifest: StudyManifest, root: Path) -> None:
     """Render the report, track the runs, and print where everything is.
 
+    The report also shows what other commands, which run at the same time, have put into the study
+    so far; the last of them to finish shows everything. Each answers for its own cells alone.
+
     Raises:
         CellsFailed: some cells failed, or failed a gate while `gates.fail_run` is set.
     """
-    for cell in manifest.cells:
-        # Another command that runs the same cells may have one of them in hand.
-        if (path := study.record_path(root, manifest.study, cell.run_id)).exists():
-            study.settled_run(path)
+    paths = [study.record_path(root, manifest.study, cell.run_id) for cell in manifest.cells]
+    # Another process that runs the same cells may have one of them in hand.
+    records = [study.settled_run(path) for path in paths if path.exists()]
     with study.finishing(root, manifest.study):
-        # Another command of this study may have added cells; those that it has not done yet are
-        # in its report.
-        whole = study.read_manifest(root, manifest.study)
-        records = _records(root, whole)
-        report = render(whole, records, Path(config.store.reports) / manifest.study)
+        whole, others = study.together(root, manifest)
+        shown = [*records, *others]
+        report = render(whole, shown, Path(config.store.reports) / manifest.study)
         print(f"report: {report}")
-        for line in track(config.tracking, whole, records, report.parent, root):
+        for line in track(config.tracking, whole, shown, report.parent, root):
             print(line)
-        for line in keep(config.store, root, whole, records):
+        for line in keep(config.store, root, whole, shown):
             print(line)
-    mine = {cell.run_id for cell in manifest.cells}
-    records = [record for record in records if record.run_id in mine]
     failed = [record for record in records if record.status != "complete"]
     if failed or len(records) < len(manifest.cells):
         raise CellsFailed(_failures(failed, len(manifest.cells), len(records)))
     gated = [record.label for record in records if not all(gate.passed for gate in record.gates)]
     if gated and config.gates.fail_run:
         raise CellsFailed(f"{len(gated)} cells failed a gate: {', '.join(gated)}; see the report")
-
-
-def _records(root: Path, manifest: StudyManifest) -> list[RunRecord]:
-    paths = [study.record_path(root, manifest.study, cell.run_id) for cell in manifest.cells]
-    return [study.read_run(path) for path in paths if path.exists()]
 
 
 def _failures(failed: list[RunRecord], total: int, there: int) -> str:

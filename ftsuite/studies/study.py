@@ -1,11 +1,23 @@
-"""A study on disk: `<store>/studies/<study>/{study.json,<run_id>.json}`, and its cells' status."""
+"""A study on disk, and its cells' status.
+
+Layout, below `<store>/studies/<study>/`:
+
+```
+study.json             the cells of the latest command, or of all that run at once
+graph.json             their stages, for who watches
+<run_id>.json          a cell's record
+<run_id>.lease         held while the cell runs: a record 'running' means what it says
+study.lease            held for an instant, while a command joins
+finish.lease           held while the report is written
+commands/<token>.json  the cells of a command that runs; its lease beside it
+```
+"""
 
 from __future__ import annotations
 
 import sys
-import time
 import uuid
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -20,12 +32,14 @@ NO_RUNS = ("study.json", "graph.json")
 """Files of a study's folder that are no run's record."""
 UNNAMED = "single"
 """Study of runs that are no sweep and have no name."""
+AT_ONCE = " & "
+"""Between the commands of a study that ran at once, as in a shell."""
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
-    from ftsuite.store.leases import Holder
+    from ftsuite.store.holders import Holder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,9 +69,108 @@ def record_path(root: Path, study: str, run: str) -> Path:
     return folder(root, study) / f"{run}.json"
 
 
-def write_manifest(root: Path, manifest: StudyManifest) -> None:
-    """Write `study.json`, the cells of the latest command."""
-    jsonfile.write(folder(root, manifest.study) / "study.json", manifest)
+@contextmanager
+def command(root: Path, manifest: StudyManifest) -> Iterator[StudyManifest]:
+    """Run the cells of `manifest` as one command of its study; hold this around all of them.
+
+    Commands of one study that run at the same time share its `study.json` (`joined`).
+
+    Yields:
+        What `study.json` says at the beginning; a later command may add cells.
+    """
+    here = folder(root, manifest.study)
+    mine = here / "commands" / f"{uuid.uuid4().hex}.json"
+    with leases.held(mine.with_suffix("")):
+        try:
+            with _alone(here / "study", f"{manifest.study}: another command is beginning"):
+                _forget_ended(mine.parent)
+                whole = joined(root, manifest)
+                jsonfile.write(here / "study.json", whole)
+                jsonfile.write(mine, manifest)
+            yield whole
+        finally:
+            mine.unlink(missing_ok=True)
+
+
+def joined(root: Path, manifest: StudyManifest) -> StudyManifest:
+    """What `study.json` becomes when a command with the cells of `manifest` begins.
+
+    `manifest` alone where no other command of the study runs. Else the older commands' cells
+    first: those of commands that still run, and those that are complete.
+    """
+    running = _running(root, manifest.study)
+    if not running:
+        return manifest
+    wanted = {cell.run_id for other in running for cell in other.cells}
+    try:
+        before = read_manifest(root, manifest.study)
+    except StoreError:
+        # Damaged; what runs is known without it.
+        before = running[0]
+    kept = [
+        cell
+        for cell in before.cells
+        if cell.run_id in wanted or _is_complete(record_path(root, manifest.study, cell.run_id))
+    ]
+    return _united([replace(before, cells=tuple(kept)), *running, manifest])
+
+
+def together(root: Path, mine: StudyManifest) -> tuple[StudyManifest, list[RunRecord]]:
+    """The study as it is now, of which `mine` is one command's part.
+
+    Returns:
+        The manifest of all cells, and the records that other commands' cells have so far.
+    """
+    try:
+        whole = _united([read_manifest(root, mine.study), mine])
+    except StoreError:
+        return mine, []
+    own = {cell.run_id for cell in mine.cells}
+    paths = [record_path(root, mine.study, c.run_id) for c in whole.cells if c.run_id not in own]
+    return whole, [read_run(path) for path in paths if path.exists()]
+
+
+def _running(root: Path, study: str) -> list[StudyManifest]:
+    """The commands of `study` that run, the oldest first."""
+    found = []
+    for path in (folder(root, study) / "commands").glob("*.json"):
+        holder = leases.holder(path.with_suffix(""))
+        try:
+            if holder is not None:
+                found.append((holder.started, path.stem, jsonfile.read(StudyManifest, path)))
+        except StoreError:
+            if path.exists():
+                raise  # else it has just ended
+    return [manifest for *_, manifest in sorted(found, key=lambda one: one[:2])]
+
+
+def _forget_ended(commands: Path) -> None:
+    """Remove what killed commands have left behind."""
+    for path in commands.glob("*.json"):
+        if leases.holder(path.with_suffix("")) is None:
+            path.with_suffix(".lease").unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
+
+
+def _united(manifests: list[StudyManifest]) -> StudyManifest:
+    """The cells of all, each once, and the commands of all; no two cells have one label."""
+    cells: dict[str, CellEntry] = {}
+    labels: set[str] = set()
+    for cell in (cell for manifest in manifests for cell in manifest.cells):
+        if cell.run_id not in cells:
+            # Two commands may differ in what neither sweeps.
+            label = f"{cell.label} {cell.run_id[:6]}" if cell.label in labels else cell.label
+            cells[cell.run_id] = replace(cell, label=label)
+            labels.add(label)
+    lines = dict.fromkeys(line for one in manifests for line in one.command.split(AT_ONCE))
+    return replace(manifests[-1], command=AT_ONCE.join(lines), cells=tuple(cells.values()))
+
+
+def _is_complete(path: Path) -> bool:
+    try:
+        return jsonfile.read(RunRecord, path).status == "complete"
+    except StoreError:
+        return False
 
 
 def read_manifest(root: Path, study: str) -> StudyManifest:
@@ -81,112 +194,71 @@ def cells_of(manifest: StudyManifest, configs: Sequence[RunConfig]) -> list[Cell
     """The cells of a manifest with their configurations and places."""
     total = len(configs)
     entries = {entry.run_id: entry for entry in manifest.cells}
+    mine = [entries[run_id(config)] for config in configs]
     return [
         Cell(
             study=manifest.study,
             config=config,
-            entry=entries[run_id(config)],
-            place=f"{number}/{total} {entries[run_id(config)].label}",
+            entry=entry,
+            place=f"{number}/{total} {entry.label}",
             command=manifest.command,
         )
-        for number, config in enumerate(configs, start=1)
+        for number, (config, entry) in enumerate(zip(configs, mine, strict=True), start=1)
     ]
 
 
 @contextmanager
 def claimed(path: Path) -> Iterator[None]:
     """Hold the run's lease: while it is held, a record 'running' means what it says."""
-    with _alone(path, f"{path.stem}: another process is running this cell"):
+    with _alone(path.with_suffix(""), f"{path.stem}: another process is running this cell"):
         yield
 
 
 @contextmanager
 def claimed_if_free(path: Path) -> Iterator[bool]:
     """Hold the run's lease if nobody does; the value says whether it was free."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with leases.held_if_free(path) as lease:
+    with leases.held_if_free(path.with_suffix("")) as lease:
         yield lease is not None
 
 
 @contextmanager
 def finishing(root: Path, study: str) -> Iterator[None]:
-    """Hold the study's lease: only one process at a time writes its report and tracks its runs."""
-    with _alone(folder(root, study) / "finish", f"{study}: another process is writing the report"):
+    """Hold the study's end: only one process at a time writes its report and tracks its runs."""
+    path = folder(root, study) / "finish"
+    with _alone(path, f"{study}: another process is writing the report"):
         yield
-
-
-@contextmanager
-def command(root: Path, manifest: StudyManifest) -> Iterator[StudyManifest]:
-    """Make a command known while it runs; the study's cells are those of all that run now.
-
-    Commands that have ended before leave their runs in the store, but not in the manifest.
-
-    Args:
-        root: the store.
-        manifest: the command's own cells.
-    """
-    mine = folder(root, manifest.study) / "commands" / f"{time.time_ns()}-{uuid.uuid4().hex}.json"
-    with _alone(mine, ""):
-        jsonfile.write(mine, manifest)
-        try:
-            with _alone(folder(root, manifest.study) / "study.json", "study.json is being written"):
-                whole = _union(_running(mine.parent))
-                write_manifest(root, whole)
-            yield whole
-        finally:
-            mine.unlink()
-
-
-def _running(commands: Path) -> list[StudyManifest]:
-    """Manifests of the commands that run now, the oldest first; those of ended ones are removed."""
-    found = []
-    for path in sorted(commands.glob("*.json")):
-        if leases.holder(path):
-            found.append(jsonfile.read(StudyManifest, path))
-        elif lease := leases.acquire(path):
-            # It was killed.
-            path.unlink(missing_ok=True)
-            lease.release()
-    return found
-
-
-def _union(manifests: list[StudyManifest]) -> StudyManifest:
-    cells = {cell.run_id: cell for manifest in manifests for cell in manifest.cells}
-    lines = dict.fromkeys(manifest.command for manifest in manifests)
-    return replace(manifests[0], command=" & ".join(lines), cells=tuple(cells.values()))
 
 
 @contextmanager
 def _alone(path: Path, who: str) -> Iterator[None]:
-    def tell(holder: Holder) -> None:
-        print(f"{who} ({holder.host}, process {holder.pid}); waiting", flush=True)
-
-    with ExitStack() as stack:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(leases.held(path, tell))
-        except OSError as error:
-            reason = f"cannot be locked ({error.strerror}); mend that"
-            raise StoreError(f"{path}: {reason}") from error
+    with leases.held(path, on_wait=_telling(who)):
         yield
 
 
+def _telling(who: str) -> Callable[[Holder], None]:
+    return lambda holder: print(f"{who} ({holder}); waiting", flush=True)
+
+
 def read_run(path: Path) -> RunRecord:
-    """Read a run's record; where it says 'running' and nobody holds its lease: 'interrupted'."""
+    """Read a run's record; one that says 'running' while nobody runs it is 'interrupted'."""
     record = jsonfile.read(RunRecord, path)
-    if record.status != "running" or leases.holder(path) is not None:
+    if record.status != "running" or leases.holder(path.with_suffix("")) is not None:
         return record
-    # It may have ended between the reading and the look at the lease.
-    record = jsonfile.read(RunRecord, path)
-    return replace(record, status="interrupted") if record.status == "running" else record
+    return _ended_run(path)
 
 
 def settled_run(path: Path) -> RunRecord:
     """Read a run's record once nobody runs it any more, so that it never says 'running'."""
     if jsonfile.read(RunRecord, path).status == "running":
-        with claimed(path):
-            pass
-    return read_run(path)
+        who = f"{path.stem}: another process is running this cell"
+        leases.wait(path.with_suffix(""), on_wait=_telling(who))
+    return _ended_run(path)
+
+
+def _ended_run(path: Path) -> RunRecord:
+    # Read again: it may have ended between the first reading and the look at the lease.
+    record = jsonfile.read(RunRecord, path)
+    return replace(record, status="interrupted") if record.status == "running" else record
 
 
 def all_runs(

@@ -167,7 +167,7 @@ def run(sweep: Sweep) -> None:
     from ftsuite.tracking.live import live
 
     require_a_way_to_finish(sweep.configs[0])
-    _tell_left_out(root, sweep.manifest)
+    _tell_left_out(root, study.joined(root, sweep.manifest))
     for line in said_of_evals(sweep):
         print(line)
     cells = study.cells_of(sweep.manifest, sweep.configs)

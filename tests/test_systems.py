@@ -62,13 +62,13 @@ def test_a_task_that_asks_with_a_system_message_that_no_row_has_is_named(tmp_pat
 def test_a_run_says_so_before_anything_is_scored(
     new_command: object, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = evaluate.evaluate
+    real = evaluate.evaluate_many
 
-    def scored(stage: Any, *rest: Any) -> Any:
-        print(f"scoring {stage.name}")
-        return real(stage, *rest)
+    def scored(stages: Any, *rest: Any) -> Any:
+        print("scoring", *(stage.name for stage in stages))
+        return real(stages, *rest)
 
-    monkeypatch.setattr(evaluate, "evaluate", scored)
+    monkeypatch.setattr(evaluate, "evaluate_many", scored)
     command: Command = new_command("systems")  # type: ignore[operator]
     assert command.here("data.system=null", "train.max_steps=1") == 0
     lines = capsys.readouterr().out.splitlines()

@@ -16,6 +16,7 @@ from ftsuite.scoring import documents
 from ftsuite.scoring.aggregation import AGGREGATIONS, tables
 from ftsuite.scoring.documents import Choice, Document
 from ftsuite.store import entries as store
+from ftsuite.store.commit import run_stage
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -168,7 +169,7 @@ def store_answers(root: Path, record: RunRecord) -> RunRecord:
             record=Scores,
             compute=compute,
         )
-        entry = store.run_stage(root, spec)
+        entry = run_stage(root, spec)
         stage = StageRecord(stage=f"{name} {task}", key=entry.key, seconds=1.0, reused=False)
         stages.append(stage)
     return dataclasses.replace(record, stages=tuple(stages))

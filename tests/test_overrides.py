@@ -286,21 +286,28 @@ def test_mappings_can_be_swept() -> None:
 
 def test_cells_that_share_a_composition_are_those_that_hydra_composes() -> None:
     from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
 
-    from ftsuite.studies.compose import chosen_sweep, from_hydra
+    from ftsuite.studies.compose import chosen_sweep, cross_sweeps, from_hydra, new_hydra
 
-    sweep = sweeper.compose(
-        [
-            "+sweep=lora_rank,packing",
-            "lora=qv,default",
-            "evals.limits={prose_bpb: 3}",
-            "lora.alpha=${lora.r}",
-            "+gates.max_worse={intent_choice/acc: 0.1}",
-        ]
-    )
+    arguments = [
+        "+sweep=lora_rank,packing",
+        "lora=qv,default",
+        "evals.limits={prose_bpb: 3}",
+        "lora.alpha=${lora.r}",
+        "+gates.max_worse={intent_choice/acc: 0.1}",
+    ]
+    sweep = sweeper.compose(arguments)
     assert len(sweep.configs) == 24
+    hydra, loader = new_hydra()
+    shared = hydra.compose_config(
+        config_name="config",
+        overrides=cross_sweeps(arguments),
+        run_mode=RunMode.MULTIRUN,
+        with_log_configuration=False,
+    )
     for overrides, config in list(zip(sweep.overrides, sweep.configs, strict=True))[::5]:
-        whole = sweep.context.config_loader.load_sweep_config(sweep.shared, overrides)
+        whole = loader.load_sweep_config(shared, overrides)
         HydraConfig.instance().set_config(whole)
         sweep_name = chosen_sweep(whole.hydra)
         with open_dict(whole):

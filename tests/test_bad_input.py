@@ -243,7 +243,7 @@ def test_what_keeps_a_cell_from_starting_is_one_line(
     def gone(*_: Any) -> None:
         raise OSError(errno.EACCES, os.strerror(errno.EACCES), str(suite.store))
 
-    monkeypatch.setattr("ftsuite.studies.running.run", gone)
+    monkeypatch.setattr("ftsuite.studies.running.prepare", gone)
     assert main(["evals.tasks=[]", "tracking=none", f"store.root={suite.store}", *BARE]) == 1
     printed = capsys.readouterr().err
     assert printed.count("\n") == 1
@@ -391,7 +391,8 @@ def test_weights_that_are_not_numbers(suite: Suite) -> None:
 
 def test_a_validation_loss_that_is_not_a_number(suite: Suite) -> None:
     """One step: the training loss is from before the weights were ruined."""
-    message = suite.failed("train.learning_rate=1e30", stage="train", kept=("data",))
+    kept = ("data", "train", "merge")
+    message = suite.failed("train.learning_rate=1e30", stage="check", kept=kept)
     assert "lower train.learning_rate" in message
 
 
@@ -534,7 +535,7 @@ def test_a_disk_that_fills_up_while_a_result_is_written(
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         real(handle)
 
-    monkeypatch.setattr("ftsuite.store.entries.os.fsync", full)
+    monkeypatch.setattr("ftsuite.store.partials.os.fsync", full)
     message = suite.failed(stage="data")
     assert message.startswith(f"no space left on the disk of {suite.store}; free some")
 

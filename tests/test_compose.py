@@ -47,7 +47,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("FTSUITE_STORE", str(tmp_path / "store"))
     monkeypatch.delenv("FTSUITE_TRACEBACK", raising=False)
     # Nothing here may train a model, least of all where a check has gone missing.
-    monkeypatch.setattr("ftsuite.studies.running.run", None)
+    monkeypatch.setattr("ftsuite.studies.running.prepare", None)
     return tmp_path
 
 

@@ -29,7 +29,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FTSUITE_STORE", str(tmp_path / "store"))
     monkeypatch.delenv("FTSUITE_TRACEBACK", raising=False)
-    monkeypatch.setattr("ftsuite.studies.running.run", None)
+    monkeypatch.setattr("ftsuite.studies.running.prepare", None)
     # --info lets Hydra log to what is stdout at that time.
     monkeypatch.setattr(logging.getLogger(), "handlers", list(logging.getLogger().handlers))
     monkeypatch.setattr(logging.getLogger(), "level", logging.getLogger().level)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from ftsuite.data.prepare import load_split
@@ -36,7 +37,7 @@ def check_merge(stage: CheckMerge, folders: Folders, _: Path, events: Events) ->
     """Prove the merged weights; then adapter and merged model score the same validation rows.
 
     Raises:
-        StageError: the weights are not base + scale·B·A.
+        StageError: the weights are not base + scale·B·A, or the adapter gives no numbers.
     """
     assert stage.adapter.base is not None and stage.adapter.adapter is not None
     merged = warm.locate(stage.merged, folders)
@@ -53,6 +54,7 @@ def check_merge(stage: CheckMerge, folders: Folders, _: Path, events: Events) ->
         )
         with warm.model(stage.adapter, folders, stage.target) as (model, _tokenizer):
             before = log_likelihoods(model, rows, batch_size=stage.batch_size)
+        _require_numbers(before)
         advance(tokens)
         with warm.model(stage.merged, folders, stage.target) as (model, _tokenizer):
             after = log_likelihoods(model, rows, batch_size=stage.batch_size)
@@ -70,6 +72,14 @@ def check_merge(stage: CheckMerge, folders: Folders, _: Path, events: Events) ->
         mean_difference=sum(differences) / len(differences),
         max_trained_difference=max(trained),
     )
+
+
+def _require_numbers(rows: list[list[float]]) -> None:
+    if not all(math.isfinite(value) for row in rows for value in row):
+        raise StageError(
+            "check: the tuned model's log-probabilities are not numbers: training has ruined its "
+            "weights; lower train.learning_rate, or set model.dtype=float32"
+        )
 
 
 def _differences(

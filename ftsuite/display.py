@@ -113,7 +113,7 @@ class Board:
         """Change what is known; gives the lines to say."""
         kind = event["kind"]
         if kind == "cell":
-            yield from self._cell_ended(source, event, now)
+            yield from self._cell_ended(event, now)
             return
         state = self._state(source, event, now)
         if state is None:
@@ -148,15 +148,16 @@ class Board:
             self._count_failed()
         return state
 
-    def _cell_ended(self, source: Source, event: Event, now: float) -> Iterator[str]:
+    def _cell_ended(self, event: Event, now: float) -> Iterator[str]:
         if event["run_id"] not in self._ended_cells:
             self.counts.ended_at.append(now - self._started)
         self._ended_cells[event["run_id"]] = event["status"]
-        if event["status"] == "failed":
-            # A worker that was killed has told of no end.
-            self.running.pop(source.key, None)
-        else:
+        if event["status"] == "complete":
             self.counts.done += 1
+        # A worker that was killed has told of no end of its stage.
+        for key, state in list(self.running.items()):
+            if self._ended_cells.keys() >= set(state.source.run_ids):
+                del self.running[key]
         self._count_failed()
         if self.is_plain:
             yield stagelines.study_line(self.counts, now - self._started, self.side_by_side)

@@ -18,6 +18,8 @@ from ftsuite.errors import StoreError
 from ftsuite.events import Source
 from ftsuite.graphrecords import StudyGraph
 from ftsuite.stagestate import CellCounts
+from ftsuite.store import holders, leases
+from ftsuite.store.entries import folder_of
 from ftsuite.studies import study
 
 if TYPE_CHECKING:
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
     from ftsuite.records import StudyManifest
 
 QUIET_SECONDS = 60.0
-"""A stage that tells nothing for so long is not running: a worker tells every 2 s of its memory."""
+"""A stage of another host that is silent for so long is not running: workers tell every 2 s."""
 
 
 @dataclass(slots=True)
@@ -151,7 +153,7 @@ class Watched:
             found, tail.offset = events.read(path, tail.offset)
             for event in found:
                 self.board.listen(source, event)
-        if _is_computed(stat, tail):
+        if _is_computed(folder_of(self._root, source.stage, source.key), stat, tail):
             self.board.quiet.discard(source.key)
         else:
             self.board.quiet.add(source.key)
@@ -178,6 +180,7 @@ class Watched:
                 counts.ended_at.append(changed / 1e9 - self._began)
         counts.running, counts.failed = running, len(self._failed_now)
         counts.ended_at.sort()
+        self.elapsed = max([self.elapsed, *counts.ended_at])
         self.board.counts = counts
 
     def _status(self, path: Path, changed: int) -> tuple[str, str]:
@@ -200,8 +203,16 @@ def _listed(folder: Path) -> dict[str, os.DirEntry[str]]:
         return {}
 
 
-def _is_computed(stat: os.stat_result, tail: _Tail) -> bool:
-    """Whether a process computes a stage that has begun and not ended, by its file of events."""
+def _is_computed(entry: Path, stat: os.stat_result, tail: _Tail) -> bool:
+    """Whether a process computes a stage that has begun and not ended.
+
+    A process of this host is believed while it lives. Whether another host's does, its events tell.
+    """
+    by = leases.holder(entry)
+    if by is None:
+        return False
+    if holders.is_here(by):
+        return True
     if tail.grown_at is not None and time.monotonic() - tail.grown_at < QUIET_SECONDS:
         return True
     return abs(time.time() - stat.st_mtime) < QUIET_SECONDS

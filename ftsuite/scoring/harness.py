@@ -26,9 +26,11 @@ def build_harness(model: Any, tokenizer: Any, batch_size: int, events: Events) -
     from lm_eval import evaluator
     from lm_eval.models.huggingface import HFLM
 
-    # It runs git, which prints an error where there is no repository. provenance.py asks git too,
-    # and what lm-eval found is used nowhere.
+    # What they find is used nowhere, and provenance.py asks for the same. The one runs git, which
+    # prints an error where there is no repository; the other a dozen programs, for one to two
+    # seconds a task.
     evaluator.get_git_commit_hash = lambda: None
+    evaluator.add_env_info = lambda _: None
 
     class Harness(HFLM):  # type: ignore[misc]
         """lm-eval's HF backend with our prompts, a progress display and a token count."""

@@ -20,7 +20,7 @@ from ftsuite.choices import Source
 from ftsuite.config import EvalsConfig, ModelConfig, ProbesConfig, RunConfig
 from ftsuite.errors import BackendUnavailable, DataError
 from ftsuite.events import read
-from ftsuite.models import loading, sources
+from ftsuite.models import loading, sources, warm
 from ftsuite.studies import study
 from ftsuite.training import train
 
@@ -228,6 +228,28 @@ def spans(command: Command) -> list[tuple[int, float, float]]:
         assert (started["state"], ended["state"]) == ("started", "finished")
         found.append((started["pid"], started["time"], ended["time"]))
     return found
+
+
+def test_a_cell_loads_two_models(
+    new_command: Callable[[str], Command], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The base, to train and to check by, and the merged one; the base's scores share the first."""
+    real, loaded = loading.load_model, list[str]()
+
+    def load(folder: Path, *rest: Any, **named: Any) -> Any:
+        if named["device"] != "meta":
+            loaded.append(folder.name)
+        return real(folder, *rest, **named)
+
+    warm.drop()
+    monkeypatch.setattr(loading, "load_model", load)
+    command = new_command("loads")
+    assert command.here(CELLS) == 0
+    base, merged = (
+        "tiny",
+        [run.artifacts["merged"].split("/")[1] for run in command.runs().values()],
+    )
+    assert loaded == [base, merged[0], base, merged[1]]
 
 
 # --- failures -------------------------------------------------------------------------------

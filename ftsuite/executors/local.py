@@ -20,7 +20,7 @@ from typing import IO, TYPE_CHECKING, Any
 from ftsuite import devices, jsonfile
 from ftsuite.errors import redact
 from ftsuite.events import path_of, read
-from ftsuite.executors.schedule import Outcome, Schedule, Task, source_of
+from ftsuite.executors.schedule import WORKER_DIED, Outcome, Schedule, Task, source_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -164,7 +164,7 @@ class _Worker:
         last = f": {printed[-1]}" if printed else ""
         text = redact("\n".join(printed[-LAST_LINES:]))
         return {
-            "kind": "WorkerDied",
+            "kind": WORKER_DIED,
             "message": f"the worker process ended ({how}){redact(last)}",
             "traceback": text,
         }

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from ftsuite.store.stage import Stage
 
 
+WORKER_DIED = "WorkerDied"
+"""Kind of the error of a task whose worker ended without an answer."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
     """A stage to be computed."""

@@ -13,7 +13,7 @@ from ftsuite.errors import FtsuiteError
 from ftsuite.events import Source
 from ftsuite.executors import local
 from ftsuite.executors.inline import Inline
-from ftsuite.executors.schedule import Outcome, Schedule, Task
+from ftsuite.executors.schedule import WORKER_DIED, Outcome, Schedule, Task
 from ftsuite.store.computing import lookup
 from ftsuite.studies import cells as records
 from ftsuite.studies import graph, keep, study
@@ -167,8 +167,10 @@ class _Study:
         """Take note of a stage that has ended, and of the cells that end with it."""
         task = outcome.task
         if outcome.error is not None:
+            # The display has said what a stage told; a dead worker tells nothing.
+            is_said = outcome.error["kind"] != WORKER_DIED
             for run_id in task.run_ids:
-                self._fail(run_id, task.name, outcome.error)
+                self._fail(run_id, task.name, outcome.error, is_said=is_said)
             return
         self._computed[task.run_ids[0]].add(task.stage.key)
         for run_id in task.run_ids:
@@ -227,7 +229,9 @@ class _Study:
         else:
             self._write(run_id, record)
 
-    def _fail(self, run_id: str, stage: str, error: dict[str, Any]) -> None:
+    def _fail(
+        self, run_id: str, stage: str, error: dict[str, Any], *, is_said: bool = False
+    ) -> None:
         if run_id in self._statuses:
             return
         one = self._planned[run_id]
@@ -237,7 +241,8 @@ class _Study:
             there = records.stages_there(one.recipe, self._root, self._computed[run_id])
             record = records.with_stages(record, there)
         assert record.failure is not None
-        progress.note(one.cell.place, f"failed: {record.failure.message}")
+        if not is_said:
+            progress.note(one.cell.place, f"failed: {record.failure.message}")
         self._schedule.fail([run_id])
         self._write(run_id, record)
 

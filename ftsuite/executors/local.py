@@ -7,6 +7,7 @@ One worker a GPU where there are several, each seeing its own alone; on a CPU as
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import select
@@ -17,13 +18,15 @@ import tempfile
 from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING, Any
 
+import psutil
+
 from ftsuite import devices, jsonfile
 from ftsuite.errors import redact
 from ftsuite.events import path_of, read
 from ftsuite.executors.schedule import WORKER_DIED, Outcome, Schedule, Task, source_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from ftsuite.config import BackendConfig, ExecutorConfig
@@ -31,9 +34,14 @@ if TYPE_CHECKING:
 
 POLL_SECONDS = 0.2
 """How often the events of running stages are read."""
-QUIET_THREADS = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
-"""Threads that wait give their core away instead of spinning: training beside another busy process
-is about three times as fast, and no slower on a quiet machine (docs/architecture.md)."""
+PASSIVE_THREADS = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
+"""Threads that wait give their core away instead of spinning. On two cores, scoring with
+SmolLM2-135M beside another busy process took 0.63 times as long so, and 1.12 times as long on a quiet
+machine (docs/architecture.md): so it is for busy machines alone."""
+LOOK_SECONDS = 0.5
+BUSY_CORES = 0.5
+"""From so many cores on that others keep busy, while the first worker is about to start, the machine
+counts as busy."""
 LAST_LINES = 5
 """Of what a worker printed before it died."""
 
@@ -52,7 +60,10 @@ def workers(
     """
     gpus = devices.gpus() if backend.device.value != "cpu" else ()
     count = min(executor.workers or max(1, len(gpus)), max(1, tasks))
-    made = [_Worker(root, _variables(place, count, gpus, backend)) for place in range(count)]
+    made = [
+        _Worker(root, functools.partial(_variables, place, count, gpus, backend))
+        for place in range(count)
+    ]
     try:
         yield Workers(made)
     finally:
@@ -93,7 +104,7 @@ class Workers:
 class _Worker:
     """A process that computes one task at a time, or several together."""
 
-    def __init__(self, root: Path, variables: dict[str, str]) -> None:
+    def __init__(self, root: Path, variables: Callable[[], dict[str, str]]) -> None:
         self.root = root
         self.tasks: dict[str, Task] = {}
         """What it is computing, by key."""
@@ -131,7 +142,7 @@ class _Worker:
             stderr=self._printed,
             # Unbuffered, so that select sees every line that is there.
             bufsize=0,
-            env=_without_trackers(os.environ) | self._variables,
+            env=_without_trackers(os.environ) | self._variables(),
             # Ctrl-C is for the command, which ends its workers.
             start_new_session=True,
         )
@@ -213,6 +224,12 @@ def _answered(workers: Sequence[_Worker], listen: Listener) -> Iterator[Outcome]
         yield from worker.settle()
 
 
+@functools.cache
+def _is_busy() -> bool:
+    """Whether other processes use the cores; libgomp asks for it once, when it is loaded."""
+    return psutil.cpu_percent(LOOK_SECONDS) / 100 * (psutil.cpu_count() or 1) >= BUSY_CORES
+
+
 def _without_trackers(variables: Mapping[str, str]) -> dict[str, str]:
     """The command alone tracks: a worker that found its W&B service would talk to it as well."""
     return {name: value for name, value in variables.items() if name != "WANDB_SERVICE"}
@@ -222,7 +239,9 @@ def _variables(
     place: int, workers: int, gpus: tuple[str, ...], backend: BackendConfig
 ) -> dict[str, str]:
     """Environment of one worker, beside the command's own."""
-    found = {name: value for name, value in QUIET_THREADS.items() if name not in os.environ}
+    found = {}
+    if not gpus and _is_busy():
+        found = {name: value for name, value in PASSIVE_THREADS.items() if name not in os.environ}
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     threads = backend.threads
     if threads is None and workers > 1:

@@ -36,12 +36,12 @@ POLL_SECONDS = 0.2
 """How often the events of running stages are read."""
 PASSIVE_THREADS = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
 """Threads that wait give their core away instead of spinning. On two cores, scoring with
-SmolLM2-135M beside another busy process took 0.63 times as long so, and 1.12 times as long on a quiet
-machine (docs/architecture.md): so it is for busy machines alone."""
+SmolLM2-135M took 0.63 times as long so beside another busy process, and 1.12 times as long on a
+quiet machine (docs/architecture.md): so it is for busy machines alone."""
 LOOK_SECONDS = 0.5
 BUSY_CORES = 0.5
-"""From so many cores on that others keep busy, while the first worker is about to start, the machine
-counts as busy."""
+"""From so many cores on that others keep busy, when a worker is about to start, the machine counts
+as busy."""
 LAST_LINES = 5
 """Of what a worker printed before it died."""
 
